@@ -1,0 +1,235 @@
+"""
+The one place that saves and loads models. A model folder (out-*) *is* a Hugging Face model folder:
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
+
+so transformers opens it with no export step. Beside them train.py keeps train_state.pt (what resuming needs), run.json,
+log.jsonl and loss.png. Nothing here unpickles code: weights are safetensors, .pt files load with weights_only=True.
+"""
+import json
+import os
+import pickle
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import files
+import tokenizer as tokenizers
+from model import GPT, GPTConfig
+
+# transformers keeps the weights of these four layers transposed (Conv1D instead of Linear)
+TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
+
+
+def pick_device(device='auto'):
+    """'cuda', 'mps' or 'cpu' for 'auto', in this order of preference; else the name given."""
+    if device != 'auto':
+        return device
+    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+
+
+def pick_dtype(dtype='auto', device='cpu'):
+    """The torch.dtype of a name; 'auto' is bfloat16 where the hardware multiplies it, else float32."""
+    if dtype == 'auto':
+        if device.startswith('cuda'):
+            fast = torch.cuda.get_device_capability()[0] >= 8  # Ampere
+        else:
+            able = torch.cpu.get_capabilities() if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
+            fast = able.get('amx_bf16', able.get('amx_tile', False)) or able.get('avx512_bf16', False)
+        dtype = 'bfloat16' if fast else 'float32'
+    names = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
+    if dtype not in names:
+        raise SystemExit(f'--dtype={dtype}: must be auto, {", ".join(names)}.')
+    return names[dtype]
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+def save_model(folder, model, tokenizer):
+    """Write a GPT and its Tokenizer as a Hugging Face model folder; each file is replaced in one step, weights last."""
+    c = model.config
+    os.makedirs(folder, exist_ok=True)
+    config = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'activation_function': 'gelu_new',
+              'vocab_size': c.vocab_size, 'n_positions': c.block_size, 'n_ctx': c.block_size, 'n_embd': c.n_embd,
+              'n_layer': c.n_layer, 'n_head': c.n_head, 'layer_norm_epsilon': 1e-5, 'embd_pdrop': c.dropout,
+              'resid_pdrop': c.dropout, 'attn_pdrop': c.attn_dropout, 'tie_word_embeddings': c.tied, 'bias': c.bias,
+              'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eot_id, 'torch_dtype': 'float32'}
+    words = {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': c.block_size,
+             'clean_up_tokenization_spaces': False, 'eos_token': tokenizer.hf.id_to_token(tokenizer.eot_id),
+             'bos_token': tokenizer.hf.id_to_token(tokenizer.bos_id)}
+    if tokenizer.unk_id is not None:
+        words['unk_token'] = tokenizer.hf.id_to_token(tokenizer.unk_id)
+    generation = {'do_sample': True, 'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eot_id}
+    if tokenizer.banned_ids:
+        generation['suppress_tokens'] = tokenizer.banned_ids
+    for name, content in (('config', config), ('tokenizer_config', words), ('generation_config', generation)):
+        with files.atomic(os.path.join(folder, name + '.json')) as f:
+            json.dump(content, f, indent=2, ensure_ascii=False)
+    tokenizer.save(os.path.join(folder, 'tokenizer.json'))
+    save_weights(os.path.join(folder, 'model.safetensors'), model)
+
+
+def save_weights(path, model):
+    """Write model.safetensors in transformers' layout, float32; a model without biases gets zero biases."""
+    weights = {}
+    for name, w in model.state_dict().items():
+        if name == 'lm_head.weight' and model.config.tied:
+            continue
+        w = w.detach().float().cpu()
+        weights[name] = w.t().contiguous() if name.endswith(TRANSPOSED) else w.contiguous()
+        if not model.config.bias and name.endswith('.weight') and name.startswith('transformer.') and \
+                not name.endswith(('wte.weight', 'wpe.weight')):
+            weights[name[:-6] + 'bias'] = torch.zeros(weights[name].shape[-1])
+    beside = path + '.tmp'
+    try:
+        save_file(weights, beside, metadata={'format': 'pt'})
+        with open(beside, 'rb+') as f:
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    except SafetensorError as error:  # a full disk, most often
+        raise OSError(f'{path} could not be written ({error}); the file that stood there is untouched') from error
+    finally:
+        if os.path.exists(beside):
+            os.remove(beside)
+
+
+def save_state(folder, state):
+    """Write train_state.pt, what resuming needs: a dict of tensors, numbers and texts."""
+    path = os.path.join(folder, 'train_state.pt')
+    try:
+        with files.atomic(path, 'wb') as f:
+            torch.save(state, f)
+    except RuntimeError as error:  # torch's writer reports a full disk so
+        raise OSError(f'{path} could not be written ({error}); the file that stood there is untouched') from error
+
+
+def load_state(folder):
+    """What save_state wrote; SystemExit with one line where it is missing or damaged."""
+    path = os.path.join(folder, 'train_state.pt')
+    if not os.path.exists(path):
+        raise SystemExit(f'{path} does not exist: there is no run to resume. Train with --init_from=scratch.')
+    return _load_pt(path)
+
+
+def _load_pt(path):
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SystemExit(f'{path} holds more than tensors and plain values, and is not opened: it could run code.') from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise SystemExit(f'{path} is damaged or cut off ({type(error).__name__}).') from error
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+def load_model(name, device='cpu', dtype=torch.float32, **overrides):
+    """
+    (GPT in eval mode, Tokenizer) of a model folder or a hub id. `overrides` replace fields of GPTConfig: dropout,
+    attn_dropout, or a smaller block_size. SystemExit with one line on anything that is missing, damaged or no GPT-2.
+    """
+    folder = name if os.path.isdir(name) else _from_hub(name)
+    path = os.path.join(folder, 'config.json')
+    if not os.path.exists(path):
+        raise SystemExit(f'{folder} holds no model (no config.json).')
+    try:
+        with open(path, encoding='utf-8') as f:
+            config = gpt_config(json.load(f), path)
+        tokenizer = load_tokenizer(folder)
+        weights = read_weights(folder)
+        model = model_from(weights, config, folder, **overrides)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise SystemExit(f'{folder} is damaged, or no GPT-2: {type(error).__name__}: {str(error).splitlines()[0]}') from error
+    if tokenizer.vocab_size > config.vocab_size:
+        raise SystemExit(f'{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,} rows.')
+    return model.to(device, dtype).eval(), tokenizer
+
+
+def gpt_config(c, path):
+    """A GPTConfig from the dict in config.json. Raises ValueError, by name, for what this GPT-2 cannot represent."""
+    if c.get('model_type') != 'gpt2':
+        raise ValueError(f'{path}: model_type is {c.get("model_type")!r}, not gpt2')
+    for key, allowed in (('activation_function', ('gelu_new', 'gelu_pytorch_tanh')), ('n_inner', (None, 4 * c['n_embd'])),
+                         ('layer_norm_epsilon', (1e-5,)), ('scale_attn_weights', (True,)), ('add_cross_attention', (False,)),
+                         ('scale_attn_by_inverse_layer_idx', (False,))):
+        if c.get(key, allowed[0]) not in allowed:
+            raise ValueError(f'{path}: {key} = {c[key]!r}; this model knows {" or ".join(map(str, allowed))} only')
+    return GPTConfig(block_size=c.get('n_positions', 1024), vocab_size=c['vocab_size'], n_layer=c['n_layer'],
+                     n_head=c['n_head'], n_embd=c['n_embd'], dropout=c.get('resid_pdrop', 0.1),
+                     attn_dropout=c.get('attn_pdrop', 0.0), bias=c.get('bias', True), tied=c.get('tie_word_embeddings', True))
+
+
+def read_weights(folder):
+    """{name: tensor} of model.safetensors or pytorch_model.bin, whole or in shards, under the names this model uses."""
+    for whole, index in (('model.safetensors', 'model.safetensors.index.json'),
+                         ('pytorch_model.bin', 'pytorch_model.bin.index.json')):
+        names = [whole] if os.path.exists(os.path.join(folder, whole)) else []
+        if not names and os.path.exists(os.path.join(folder, index)):
+            with open(os.path.join(folder, index), encoding='utf-8') as f:
+                names = sorted(set(json.load(f)['weight_map'].values()))
+        weights = {}
+        for name in names:
+            if os.path.basename(name) != name:
+                raise ValueError(f'{index} points outside the folder: {name!r}')
+            path = os.path.join(folder, name)
+            weights.update(load_file(path) if name.endswith('.safetensors') else _load_pt(path))
+        if weights:
+            break
+    else:
+        raise ValueError('neither model.safetensors nor pytorch_model.bin is there')
+    named = {k if k.startswith(('transformer.', 'lm_head.')) else 'transformer.' + k: w for k, w in weights.items()}
+    return {k: w.t() if k.endswith(TRANSPOSED) else w for k, w in named.items()
+            if not k.endswith(('.attn.bias', '.attn.masked_bias'))}  # old files store the causal mask
+
+
+def model_from(weights, config, folder, **overrides):
+    """A GPT with these weights (Linear layout). Raises ValueError where they do not fit."""
+    if not config.bias:
+        biases = {k: w for k, w in weights.items() if k.endswith('.bias')}
+        if any(w.any() for w in biases.values()):
+            raise ValueError('config.json says bias is false, yet some bias is not zero')
+        weights = {k: w for k, w in weights.items() if k not in biases}
+    output, table = weights.get('lm_head.weight'), weights['transformer.wte.weight']
+    if config.tied and output is not None and not torch.equal(output, table):
+        raise ValueError('the config ties input and output embedding, the weights differ')
+    if config.tied:
+        weights['lm_head.weight'] = table
+    if (asked := overrides.get('block_size', 0)) > config.block_size:
+        raise SystemExit(f'{folder} has a context of {config.block_size} tokens; block_size={asked} is more.')
+    if asked:
+        weights['transformer.wpe.weight'] = weights['transformer.wpe.weight'][:asked]
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    with torch.device('meta'):  # no time is lost on random weights
+        model = GPT(config)
+    model.to_empty(device='cpu')
+    if config.tied:  # to_empty parts what was tied
+        model.lm_head.weight = model.transformer.wte.weight
+    model.load_state_dict({k: w.float() for k, w in weights.items()})
+    return model
+
+
+def load_tokenizer(folder):
+    """The Tokenizer of a model folder: its tokenizer.json, or one converted from vocab.txt, or vocab.json and merges.txt."""
+    at = {n: os.path.join(folder, n) for n in ('tokenizer.json', 'vocab.txt', 'vocab.json', 'merges.txt')}
+    if os.path.exists(at['vocab.txt']):
+        return tokenizers.from_wordpiece(at['vocab.txt'])
+    if os.path.exists(at['tokenizer.json']):
+        return tokenizers.load(at['tokenizer.json'])
+    if os.path.exists(at['vocab.json']) and os.path.exists(at['merges.txt']):
+        return tokenizers.from_gpt2(at['vocab.json'], at['merges.txt'])
+    raise ValueError('no tokenizer.json, vocab.txt or vocab.json is there')
+
+
+def _from_hub(name):
+    """The local folder of a model on the Hugging Face hub, downloaded when it is not in the cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    if name.startswith(('.', '/', 'out-')) or name.count('/') > 1:
+        raise SystemExit(f'{name}: no such model folder.')
+    try:
+        return snapshot_download(name, allow_patterns=['config.json', 'vocab.*', 'merges.txt', 'tokenizer.json',
+                                                       'model*.safetensors*', 'pytorch_model*.bin*'])
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SystemExit(f'{name}: no such folder here, and the Hugging Face hub gave no such model: '
+                         f'{str(error).splitlines()[0]}') from error

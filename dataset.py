@@ -1,0 +1,104 @@
+"""
+Songs -> uint16 .bin shards -> batches.
+
+A dataset folder holds train.bin and val.bin (raw little-endian uint16 token ids, as in nanoGPT), tokenizer.json, and
+meta.json (kind, vocabulary size; songs, tokens, characters, bytes and SHA-256 of each split).
+
+The batch at step i is a pure function of (seed, i): an epoch is a permutation of windows, drawn without replacement,
+so a killed and resumed run sees the batches the unbroken one would have seen.
+"""
+import functools
+import json
+import os
+
+import numpy as np
+import torch
+
+import files
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def folder_of(dataset, data_dir=''):
+    """The folder of a dataset: data/<dataset> beside the scripts, or in `data_dir`; a path is taken as it is."""
+    if os.sep in dataset or '/' in dataset:
+        return dataset
+    return os.path.join(data_dir or os.path.join(HERE, 'data'), dataset)
+
+
+def write(folder, tokenizer, train, val, **notes):
+    """
+    Encode the songs of both splits into `folder`. Prints and returns what meta.json says; `notes` go into it.
+    Ends in SystemExit, before anything is written, when the vocabulary does not fit uint16.
+    """
+    if tokenizer.vocab_size > 65536:
+        raise SystemExit(f'A vocabulary of {tokenizer.vocab_size:,} does not fit the uint16 of .bin files (65,536 at most).')
+    os.makedirs(folder, exist_ok=True)
+    meta = {'kind': tokenizer.kind, 'vocab_size': tokenizer.vocab_size, **notes}
+    for name, songs in (('train', train), ('val', val)):
+        path = os.path.join(folder, f'{name}.bin')
+        tokens = unknown = 0
+        with files.atomic(path, 'wb') as f:
+            for start in range(0, len(songs), 4096):
+                ids = np.concatenate(tokenizer.encode_songs(songs[start:start + 4096])).astype('<u2')
+                f.write(ids.tobytes())
+                tokens += len(ids)
+                unknown += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
+        meta[name] = {'songs': len(songs), 'tokens': tokens, 'characters': sum(map(len, songs)), 'unknown': unknown,
+                      'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
+        print(f'{path}: {len(songs):,} songs, {meta[name]["characters"]:,} characters, {tokens:,} tokens'
+              + (f', {unknown:,} of them unknown' if unknown else ''))
+    tokenizer.save(os.path.join(folder, 'tokenizer.json'))
+    with files.atomic(os.path.join(folder, 'meta.json')) as f:
+        json.dump(meta, f, indent=1)
+    return meta
+
+
+def load(folder):
+    """
+    ({'train': ids, 'val': ids} as read-only uint16 memmaps, meta). Ends in SystemExit with one line when the folder is
+    missing or damaged: a wrong size or hash, or ids beyond the vocabulary.
+    """
+    name = os.path.basename(os.path.normpath(folder))
+    missing = [f for f in ('meta.json', 'tokenizer.json', 'train.bin', 'val.bin') if not os.path.exists(os.path.join(folder, f))]
+    if missing:
+        raise SystemExit(f'{folder} lacks {", ".join(missing)}: run `python data/{name}/prepare.py` first.')
+    try:
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+            meta = json.load(f)
+        data = {}
+        for split in ('train', 'val'):
+            path = os.path.join(folder, f'{split}.bin')
+            if os.path.getsize(path) != meta[split]['bytes'] or files.sha256(path) != meta[split]['sha256']:
+                raise ValueError(f'{split}.bin is not the file that meta.json describes')
+            data[split] = np.memmap(path, dtype='<u2', mode='r')
+            if (top := int(data[split].max())) >= meta['vocab_size']:
+                raise ValueError(f'{split}.bin holds the id {top}, beyond the vocabulary of {meta["vocab_size"]}')
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f'{folder} is damaged: {error}. Run its prepare.py again.') from error
+    return data, meta
+
+
+@functools.lru_cache(maxsize=2)  # this epoch's order, and the next one's for the step that spans both
+def _order(windows, seed, epoch):
+    """The epoch's window numbers in random order, (windows,)."""
+    return np.random.default_rng([seed, epoch]).permutation(windows)
+
+
+def batch(data, first, count, block_size, seed):
+    """
+    Sequences number first .. first+count-1 of the endless training order: x and y, int64 (count, block_size), y one
+    token ahead of x. An epoch cuts the data into windows side by side, at an offset of its own, so that every epoch
+    sees other cuts; each window comes once.
+    """
+    windows = max(1, (len(data) - 1) // block_size - 1)  # one less than fits, to leave room for the offset
+    spare = len(data) - 1 - windows * block_size
+    assert spare >= 0, f'{len(data)} tokens do not fill one block of {block_size}'
+    rows = []
+    for n in range(first, first + count):
+        epoch, place = divmod(n, windows)
+        offset = np.random.default_rng([seed, epoch, 1]).integers(min(spare, block_size - 1) + 1)
+        start = offset + block_size * _order(windows, seed, epoch)[place]
+        rows.append(data[start:start + block_size + 1])
+    rows = torch.from_numpy(np.stack(rows).astype(np.int64))
+    return rows[:, :-1], rows[:, 1:]

@@ -1,0 +1,288 @@
+"""
+Trains a lyric GPT, from scratch or from any GPT-2, on the CPU, one GPU or several.
+
+    python train.py config/quickstart.py                                     # minutes on a laptop
+    python train.py config/train_lyric_char.py --batch_size=32               # flags override the config
+    python train.py config/train_lyric_char.py --init_from=resume            # go on where it stopped
+    torchrun --standalone --nproc_per_node=4 train.py config/train_lyric_char.py
+
+Writes a Hugging Face model folder (out_dir) with the weights of the best validation loss, and train_state.pt beside
+them, from which a stopped or killed run goes on exactly as if nothing had happened. Ctrl-C saves and leaves.
+"""
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import checkpoint
+import dataset as datasets
+import tokenizer as tokenizers
+from configurator import configure
+from inference import score
+from model import GPT, GPTConfig
+from runlog import RunLog
+
+# where from, where to
+out_dir = 'out'  # the model folder
+dataset = 'lyric_char'  # a folder in data/ that its prepare.py filled
+data_dir = ''  # folder of all datasets; '' = data/ of this project
+init_from = 'scratch'  # 'scratch', 'resume', or a GPT-2 to fine-tune: a model folder or a hub id
+overwrite = False  # True: start over in an out_dir that holds a run already
+# model (scratch only; dropout always)
+n_layer = 8  # blocks
+n_head = 8  # attention heads in each
+n_embd = 512  # width, a multiple of n_head
+block_size = 1024  # longest context, tokens; a pretrained model may be cut to less
+dropout = 0.2  # on embeddings, attention and MLP outputs; 0.0 = off
+attn_dropout = 0.0  # on attention weights; above 0 it forbids the fast kernels
+bias = False  # biases in Linear and LayerNorm
+# optimisation: AdamW, warm-up, cosine decay
+seed = 1337  # of weights, dropout and the order of the data
+batch_size = 64  # sequences in a micro-batch, over all processes
+gradient_accumulation_steps = 1  # micro-batches in a step, over all processes
+max_iters = 20000  # steps in all
+learning_rate = 1e-3  # the highest
+decay_lr = True  # False: constant after the warm-up
+warmup_iters = 100  # steps of linear warm-up; 0 = off
+lr_decay_iters = 0  # step at which min_lr is reached; 0 = max_iters
+min_lr = 1e-4  # the last learning rate
+weight_decay = 0.1  # of matrices and embeddings
+beta1 = 0.9  # AdamW
+beta2 = 0.99  # AdamW
+grad_clip = 1.0  # largest gradient norm; 0.0 = off
+# evaluation, log, checkpoints
+eval_interval = 250  # steps between exact passes over the validation split
+eval_only = False  # evaluate once and leave
+patience = 0  # stop after so many evaluations without a better loss; 0 = never
+log_interval = 10  # steps between lines of log.jsonl
+checkpoint_interval = 0  # steps between saves of train_state.pt, besides those at evaluations; 0 = off
+checkpoint_minutes = 10.0  # the same in minutes; 0.0 = off
+wandb_log = False  # log to Weights & Biases (WANDB_MODE=offline works)
+wandb_project = 'thuclgpt'  # its project
+wandb_run_name = ''  # its run; '' = out_dir
+# machine
+device = 'auto'  # auto, cpu, cuda, cuda:1, mps
+dtype = 'auto'  # auto, float32, bfloat16, float16
+compile = False  # torch.compile; pays on GPUs
+gradient_checkpointing = False  # recompute blocks in the backward pass: less memory, a third slower
+backend = 'auto'  # of torch.distributed; auto = nccl on CUDA, else gloo
+settings = configure(globals())
+
+# --- one process or several -------------------------------------------------------------------------------------------
+
+world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+device = checkpoint.pick_device(device)
+if world > 1:
+    if device == 'cuda':
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+        torch.cuda.set_device(device)
+    dist.init_process_group(('nccl' if device.startswith('cuda') else 'gloo') if backend == 'auto' else backend)
+master = rank == 0  # the process that prints and writes
+
+# A step is gradient_accumulation_steps * batch_size sequences, however many processes share it.
+if gradient_accumulation_steps % world == 0:
+    micro_steps, micro_batch = gradient_accumulation_steps // world, batch_size
+elif batch_size % world == 0:
+    micro_steps, micro_batch = gradient_accumulation_steps, batch_size // world
+else:
+    raise SystemExit(f'{world} processes can share neither gradient_accumulation_steps={gradient_accumulation_steps} '
+                     f'nor batch_size={batch_size} evenly.')
+
+# --- data, model, optimizer -------------------------------------------------------------------------------------------
+
+if init_from == 'scratch' and os.path.exists(os.path.join(out_dir, 'train_state.pt')) and not (overwrite or eval_only):
+    raise SystemExit(f'{out_dir} holds a run already: go on with --init_from=resume, or start over with --overwrite.')
+data_folder = datasets.folder_of(dataset, data_dir)
+data, meta = datasets.load(data_folder)
+tokenizer = tokenizers.load(os.path.join(data_folder, 'tokenizer.json'))
+torch.manual_seed(seed)
+state = None
+if init_from == 'scratch':
+    model = GPT(GPTConfig(block_size, meta['vocab_size'], n_layer, n_head, n_embd, dropout, attn_dropout, bias))
+    model_tokenizer = tokenizer
+elif init_from == 'resume':
+    state = checkpoint.load_state(out_dir)
+    model = GPT(GPTConfig(**{**state['config'], 'dropout': dropout, 'attn_dropout': attn_dropout}))
+    model.load_state_dict(state['model'])
+    model_tokenizer = checkpoint.load_tokenizer(out_dir)
+else:
+    model, model_tokenizer = checkpoint.load_model(init_from, dropout=dropout, attn_dropout=attn_dropout, block_size=block_size)
+if model_tokenizer.hf.to_str() != tokenizer.hf.to_str():
+    raise SystemExit(f'{dataset} was encoded with another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size:,}) than the '
+                     f'model of {out_dir if state else init_from} has ({model_tokenizer.kind}, {model_tokenizer.vocab_size:,}).')
+block_size = model.config.block_size
+if len(data['train']) <= block_size:
+    raise SystemExit(f'{dataset} has {len(data["train"]):,} training tokens, fewer than one block of {block_size}.')
+model.gradient_checkpointing = gradient_checkpointing
+model.to(device)
+matrices, vectors = ([p for p in model.parameters() if (p.dim() >= 2) == wide] for wide in (True, False))
+optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': vectors, 'weight_decay': 0.0}],
+                              lr=learning_rate, betas=(beta1, beta2), fused=not device.startswith('mps'))
+number = checkpoint.pick_dtype(dtype, device)
+autocast = nullcontext() if number == torch.float32 else torch.autocast(device.split(':')[0], dtype=number)
+scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
+step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one
+if state:
+    optimizer.load_state_dict(state['optimizer'])
+    scaler.load_state_dict(state['scaler'])
+    step, best_val_loss, worse = state['step'], state['best_val_loss'], state['worse']
+    del state
+forward = torch.compile(model) if compile else model
+if world > 1:
+    forward = DistributedDataParallel(forward, device_ids=[torch.device(device).index] if device.startswith('cuda') else None)
+
+
+def learning_rate_at(step):
+    """Linear warm-up, then a cosine from learning_rate to min_lr, then min_lr."""
+    last = lr_decay_iters or max_iters
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / (warmup_iters + 1)
+    if not decay_lr:
+        return learning_rate
+    done = min(1.0, (step - warmup_iters) / max(1, last - warmup_iters))
+    return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (learning_rate - min_lr)
+
+
+def validate():
+    """Exact validation loss, nats a token: the whole split, each token predicted once; the processes share the work."""
+    ids = np.concatenate([[tokenizer.eot_id], data['val']])
+    blocks = [ids[i:i + block_size + 1] for i in range(0, len(ids) - 1, block_size)]
+    with autocast:
+        nll = score(model, blocks[rank::world], batch_size=max(1, min(micro_batch, 16384 // block_size)))
+    total = torch.tensor([sum(x.sum() for x in nll)], dtype=torch.float32 if device.startswith('mps') else torch.float64,
+                         device=device)
+    if world > 1:
+        dist.all_reduce(total)
+    return total.item() / (len(ids) - 1)
+
+
+def save_state():
+    if master:
+        checkpoint.save_state(out_dir, {'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
+                                        'scaler': scaler.state_dict(), 'config': vars(model.config), 'step': step,
+                                        'best_val_loss': best_val_loss, 'worse': worse})
+
+
+def say(text):
+    """Print a line, above the progress bar where there is one."""
+    if master:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+# --- what is about to happen ------------------------------------------------------------------------------------------
+
+step_tokens = gradient_accumulation_steps * batch_size * block_size
+c = model.config
+say(f'{out_dir}: {init_from}, step {step:,} of {max_iters:,}\n'
+    f'  data    {dataset}: {tokenizer.kind}, vocabulary {meta["vocab_size"]:,}; train {len(data["train"]):,} tokens, '
+    f'val {len(data["val"]):,}\n'
+    f'  model   {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, block {c.block_size}: {model.count_parameters():,} parameters\n'
+    f'  step    {gradient_accumulation_steps} * {batch_size} sequences * {block_size} tokens = {step_tokens:,} tokens; '
+    f'an epoch is {len(data["train"]) / step_tokens:.1f} steps\n'
+    f'  machine {device}, {str(number)[6:]}, ' + (f'{world} processes, ' if world > 1 else '') + f'{torch.get_num_threads()} threads\n'
+    '  ' + '\n  '.join('  '.join(f'{k}={v}' for k, v in list(settings.items())[i:i + 6]) for i in range(6, len(settings), 6)))
+if eval_only:
+    say(f'validation loss {validate():.4f} nats a token')
+    raise SystemExit(0)
+if step >= max_iters:
+    say(f'{out_dir} is at step {step:,} of {max_iters:,}: nothing to do.')
+    raise SystemExit(0)
+if master:
+    log = RunLog(out_dir, step, settings, meta)
+    if wandb_log:
+        log.to_wandb(wandb_project, wandb_run_name)
+
+# --- the training loop ------------------------------------------------------------------------------------------------
+
+stop_signal = 0
+
+
+def ask_to_stop(signum, frame):
+    """First signal: finish this step, save, leave. A second one leaves at once."""
+    global stop_signal
+    stop_signal = signum
+    signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
+
+
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, ask_to_stop)
+bar = tqdm(total=max_iters, initial=step, unit='step', dynamic_ncols=True, disable=not (master and sys.stderr.isatty()))
+pending, last_log, last_save, val_note = [], (step, time.time()), time.time(), ''
+model.train()
+while step < max_iters:
+    for group in optimizer.param_groups:
+        group['lr'] = learning_rate_at(step)
+    torch.manual_seed(hash((seed, step, rank)))  # dropout, too, is a function of (seed, step)
+    first = step * gradient_accumulation_steps * batch_size + rank * micro_batch  # this process's share of the step
+    loss_sum = 0.0
+    for micro in range(micro_steps):
+        x, y = datasets.batch(data['train'], first + micro * micro_batch * world, micro_batch, block_size, seed)
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        last = micro == micro_steps - 1
+        with nullcontext() if world == 1 or last else forward.no_sync():  # gradients meet once a step
+            with autocast:
+                loss = forward(x, y) / micro_steps
+            scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    step += 1
+    bar.update(1)
+    pending.append(torch.stack([loss_sum, norm]))
+    timed = checkpoint_minutes and time.time() - last_save > 60 * checkpoint_minutes
+    evaluate = step % eval_interval == 0 or step == max_iters
+    save = evaluate or stop_signal or timed or (checkpoint_interval and step % checkpoint_interval == 0)
+    if save or step % log_interval == 0:  # the one place that waits for the device
+        losses = torch.stack(pending)
+        if world > 1:
+            dist.all_reduce(losses, dist.ReduceOp.AVG if device.startswith('cuda') else dist.ReduceOp.SUM)
+            losses /= 1 if device.startswith('cuda') else world
+        losses, norms = losses.T.tolist()
+        for i, (a, b) in enumerate(zip(losses, norms)):
+            if not math.isfinite(a) or (not math.isfinite(b) and not scaler.is_enabled()):
+                bar.close()
+                raise SystemExit(f'Step {step - len(losses) + i + 1}: loss {a}, gradient norm {b}. Training stops; what was saved '
+                                 f'in {out_dir} is intact. A lower learning_rate or more warmup_iters may help.')
+        speed = (step - last_log[0]) * step_tokens / (time.time() - last_log[1])
+        pending, last_log = [], (step, time.time())
+        bar.set_postfix_str(f'loss {losses[-1]:.3f}{val_note}, {speed:,.0f} tokens/s')
+        if master:
+            log.add(step=step, loss=sum(losses) / len(losses), worst_loss=max(losses), grad_norm=max(norms),
+                    lr=learning_rate_at(step - 1), tokens_per_s=round(speed))
+    if evaluate:
+        val_loss = validate()
+        better = val_loss < best_val_loss
+        best_val_loss, worse = (val_loss, 0) if better else (best_val_loss, worse + 1)
+        val_note = f', val {val_loss:.3f}'
+        say(f'step {step:>6,}  train loss {losses[-1]:.4f}  val loss {val_loss:.4f}{" (best)" if better else ""}  {speed:,.0f} tokens/s')
+        if master:
+            log.add(step=step, val_loss=val_loss)
+            if better:
+                checkpoint.save_model(out_dir, model, tokenizer)
+            log.plot(f'loss (nats a token, {tokenizer.kind})')
+    if save:
+        save_state()
+        last_save, last_log = time.time(), (step, time.time())
+    if stop_signal:
+        bar.close()
+        say(f'Stopped at step {step:,} and saved; go on with --init_from=resume.')
+        raise SystemExit(128 + stop_signal)
+    if patience and worse >= patience:
+        say(f'No better validation loss in {patience} evaluations: stopping early.')
+        break
+bar.close()
+say(f'{out_dir}: best validation loss {best_val_loss:.4f} nats a token. Next: python completion.py --out_dir={out_dir}')
+if world > 1:
+    dist.destroy_process_group()
