@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import files
+import nanogpt
 import tokenizer as tokenizers
+import vocabulary
 from model import GPT, GPTConfig
 
 # transformers keeps the weights of these four layers transposed (Conv1D instead of Linear)
@@ -128,20 +130,27 @@ def load_model(name, device='cpu', dtype=torch.float32, **overrides):
     (GPT in eval mode, Tokenizer) of a model folder or a hub id. `overrides` replace fields of GPTConfig: dropout,
     attn_dropout, or a smaller block_size. SystemExit with one line on anything that is missing, damaged or no GPT-2.
     """
-    folder = name if os.path.isdir(name) else _from_hub(name)
-    path = os.path.join(folder, 'config.json')
-    if not os.path.exists(path):
+    folder = folder_of(name)
+    path, old = os.path.join(folder, 'config.json'), os.path.join(folder, 'ckpt.pt')
+    if not os.path.exists(path) and not os.path.exists(old):
         raise SystemExit(f'{folder} holds no model (no config.json).')
     try:
-        with open(path, encoding='utf-8') as f:
-            config = gpt_config(json.load(f), path)
-        tokenizer = load_tokenizer(folder)
-        weights = read_weights(folder)
+        if os.path.exists(path):
+            with open(path, encoding='utf-8') as f:
+                config = gpt_config(json.load(f), path)
+            tokenizer, weights = load_tokenizer(folder), read_weights(folder)
+        else:
+            saved = _load_pt(old)
+            tokenizer = nanogpt.tokenizer_of(folder, saved, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data'))
+            weights, config = nanogpt.read(saved, tokenizer)
         model = model_from(weights, config, folder, **overrides)
+        if os.path.exists(os.path.join(folder, 'vocab.txt')):
+            vocabulary.seat(model, tokenizer)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SystemExit(f'{folder} is damaged, or no GPT-2: {type(error).__name__}: {str(error).splitlines()[0]}') from error
     if tokenizer.vocab_size > config.vocab_size:
         raise SystemExit(f'{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,} rows.')
+    tokenizer.banned_ids += range(tokenizer.vocab_size, config.vocab_size)  # padding rows stand for nothing
     return model.to(device, dtype).eval(), tokenizer
 
 
@@ -194,10 +203,9 @@ def model_from(weights, config, folder, **overrides):
         raise ValueError('the config ties input and output embedding, the weights differ')
     if config.tied:
         weights['lm_head.weight'] = table
-    if (asked := overrides.get('block_size', 0)) > config.block_size:
+    if (asked := overrides.get('block_size', config.block_size)) > config.block_size:
         raise SystemExit(f'{folder} has a context of {config.block_size} tokens; block_size={asked} is more.')
-    if asked:
-        weights['transformer.wpe.weight'] = weights['transformer.wpe.weight'][:asked]
+    weights['transformer.wpe.weight'] = weights['transformer.wpe.weight'][:asked]
     for key, value in overrides.items():
         setattr(config, key, value)
     with torch.device('meta'):  # no time is lost on random weights
@@ -221,15 +229,23 @@ def load_tokenizer(folder):
     raise ValueError('no tokenizer.json, vocab.txt or vocab.json is there')
 
 
-def _from_hub(name):
-    """The local folder of a model on the Hugging Face hub, downloaded when it is not in the cache."""
+def folder_of(name, weights=True):
+    """
+    The local folder of a model: `name` itself, or the cache of what the Hugging Face hub has under that name, downloaded
+    where it is not there yet (without `weights`, its config and tokenizer alone). SystemExit where there is neither.
+    """
+    if os.path.isdir(name):
+        return name
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
-    if name.startswith(('.', '/', 'out-')) or name.count('/') > 1:
+    if name.startswith(('.', '/', '~', 'out-')) or name.count('/') > 1:
         raise SystemExit(f'{name}: no such model folder.')
+    wanted = ['config.json', 'vocab.*', 'merges.txt', 'tokenizer.json']
     try:
-        return snapshot_download(name, allow_patterns=['config.json', 'vocab.*', 'merges.txt', 'tokenizer.json',
-                                                       'model*.safetensors*', 'pytorch_model*.bin*'])
+        folder = snapshot_download(name, allow_patterns=wanted + ['model*.safetensors*'] * weights)
+        if weights and not any(f.endswith('.safetensors') for f in os.listdir(folder)):
+            snapshot_download(name, allow_patterns=['pytorch_model*.bin*'])
+        return folder
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SystemExit(f'{name}: no such folder here, and the Hugging Face hub gave no such model: '
+        raise SystemExit(f'{name}: no such folder here, and the Hugging Face hub did not give it: '
                          f'{str(error).splitlines()[0]}') from error

@@ -26,28 +26,54 @@ def folder_of(dataset, data_dir=''):
     return os.path.join(data_dir or os.path.join(HERE, 'data'), dataset)
 
 
-def write(folder, tokenizer, train, val, **notes):
+def write(folder, tokenizer, train, val):
     """
-    Encode the songs of both splits into `folder`. Prints and returns what meta.json says; `notes` go into it.
+    Encode the songs of both splits into `folder`. Prints and returns what meta.json says.
     Ends in SystemExit, before anything is written, when the vocabulary does not fit uint16.
     """
+    def coded(songs):
+        for start in range(0, len(songs), 4096):  # some at once: the Rust library encodes a batch in parallel
+            part = songs[start:start + 4096]
+            yield from zip(part, tokenizer.encode_songs(part))
+    return _write(folder, tokenizer, {'train': coded(train), 'val': coded(val)})
+
+
+def write_mapped(folder, tokenizer, train, val, processes):
+    """
+    The same for two Hugging Face datasets with a field text, encoded by several processes. Their library keeps what is
+    done in its cache, so an interrupted run is taken up where it stopped.
+    """
+    def encode(rows):
+        return {'ids': tokenizer.encode_songs(rows['text'])}
+    _check_size(tokenizer)
+    coded = {name: rows.map(encode, batched=True, num_proc=processes, desc=f'encoding {name}')
+             for name, rows in (('train', train), ('val', val))}
+    return _write(folder, tokenizer, {name: ((row['text'], row['ids']) for row in rows) for name, rows in coded.items()})
+
+
+def _check_size(tokenizer):
     if tokenizer.vocab_size > 65536:
         raise SystemExit(f'A vocabulary of {tokenizer.vocab_size:,} does not fit the uint16 of .bin files (65,536 at most).')
+
+
+def _write(folder, tokenizer, splits):
+    """Write the folder from {split: iterator of (text, ids)}."""
+    _check_size(tokenizer)
     os.makedirs(folder, exist_ok=True)
-    meta = {'kind': tokenizer.kind, 'vocab_size': tokenizer.vocab_size, **notes}
-    for name, songs in (('train', train), ('val', val)):
-        path = os.path.join(folder, f'{name}.bin')
-        tokens = unknown = 0
+    meta = {'kind': tokenizer.kind, 'vocab_size': tokenizer.vocab_size}
+    for name, songs in splits.items():
+        path, count = os.path.join(folder, f'{name}.bin'), {'songs': 0, 'tokens': 0, 'characters': 0, 'unknown': 0}
         with files.atomic(path, 'wb') as f:
-            for start in range(0, len(songs), 4096):
-                ids = np.concatenate(tokenizer.encode_songs(songs[start:start + 4096])).astype('<u2')
+            for text, ids in songs:
+                ids = np.asarray(ids, dtype='<u2')
                 f.write(ids.tobytes())
-                tokens += len(ids)
-                unknown += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
-        meta[name] = {'songs': len(songs), 'tokens': tokens, 'characters': sum(map(len, songs)), 'unknown': unknown,
-                      'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
-        print(f'{path}: {len(songs):,} songs, {meta[name]["characters"]:,} characters, {tokens:,} tokens'
-              + (f', {unknown:,} of them unknown' if unknown else ''))
+                count['songs'] += 1
+                count['tokens'] += len(ids)
+                count['characters'] += len(text)
+                count['unknown'] += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
+        meta[name] = {**count, 'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
+        print(f'{path}: {count["songs"]:,} songs, {count["characters"]:,} characters, {count["tokens"]:,} tokens'
+              + (f', {count["unknown"]:,} of them unknown' if count['unknown'] else ''))
     tokenizer.save(os.path.join(folder, 'tokenizer.json'))
     with files.atomic(os.path.join(folder, 'meta.json')) as f:
         json.dump(meta, f, indent=1)

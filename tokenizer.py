@@ -5,7 +5,7 @@ all the rest of the code knows of it:
     characters  one token a character                             build_characters(songs)
     words       SentencePiece BPE with byte fallback              build_words(songs, vocab_size), from_sentencepiece(path)
     wordpiece   a BERT vocabulary, as uer/gpt2-*-chinese uses it  from_wordpiece('vocab.txt')
-    bytes       GPT-2's byte-level BPE                            from_tiktoken('gpt2'), from_gpt2('vocab.json', 'merges.txt')
+    bytes       GPT-2's byte-level BPE                            from_tiktoken(encoding), from_gpt2('vocab.json', 'merges.txt')
 
 A song is its lines joined by a newline token, then one end-of-text token. Newlines are tokens in all four kinds.
 """
@@ -102,8 +102,18 @@ def load(path):
 
 def build_characters(songs):
     """A character tokenizer of all characters in `songs` (texts of the training split alone), in code point order."""
-    chars = sorted(set(NEWLINE).union(*songs))
-    vocab = {token: i for i, token in enumerate([END_OF_TEXT, UNKNOWN, *chars])}
+    tokens = [END_OF_TEXT, UNKNOWN, *sorted(set(NEWLINE).union(*songs))]
+    return from_characters({token: i for i, token in enumerate(tokens)})
+
+
+def from_characters(ids):
+    """
+    A character tokenizer of a {character: id} dict, such as nanoGPT's meta.pkl holds. Where end of text and <unk> are
+    missing, they get the next two ids.
+    """
+    vocab = dict(ids)
+    for token in (END_OF_TEXT, UNKNOWN):
+        vocab.setdefault(token, len(vocab))
     hf = HFTokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     hf.pre_tokenizer = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated')
     hf.decoder = decoders.Fuse()
@@ -203,6 +213,24 @@ def from_wordpiece(path, lowercase=True):
     hf.decoder = decoders.Sequence([decoders.Replace(Regex('^##'), ''), decoders.Fuse()])
     hf.add_special_tokens([t for t in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', END_OF_TEXT) if t in tokens])
     return Tokenizer(hf)
+
+
+def from_tiktoken(encoding):
+    """A tiktoken encoding, tiktoken.get_encoding('gpt2') say, as a Tokenizer with the same ids."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that GPT-2 writes as themselves
+    hidden = [b for b in range(256) if b not in visible]  # the others stand as the letters from 256 on
+    letter = {**{b: chr(b) for b in visible}, **{b: chr(256 + i) for i, b in enumerate(hidden)}}
+    ranks, merges = encoding._mergeable_ranks, []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[i:i + 1] for i in range(len(token))]
+        while len(parts) > 2:  # the last merge that makes this token: all earlier ones have lower ranks
+            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+            i = pairs.index(min(pairs))
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            merges.append(tuple(''.join(letter[b] for b in part) for part in parts))
+    vocab = {''.join(letter[b] for b in token): rank for token, rank in ranks.items()}
+    return from_gpt2({**vocab, END_OF_TEXT: encoding.eot_token}, merges)
 
 
 def from_gpt2(vocab, merges):

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 import checkpoint
 import dataset as datasets
+import optim
 import tokenizer as tokenizers
+import vocabulary
 from configurator import configure
 from inference import score
 from model import GPT, GPTConfig
@@ -35,6 +37,7 @@ out_dir = 'out'  # the model folder
 dataset = 'lyric_char'  # a folder in data/ that its prepare.py filled
 data_dir = ''  # folder of all datasets; '' = data/ of this project
 init_from = 'scratch'  # 'scratch', 'resume', or a GPT-2 to fine-tune: a model folder or a hub id
+new_vocabulary = False  # True: give the GPT-2 the dataset's vocabulary in place of its own
 overwrite = False  # True: start over in an out_dir that holds a run already
 # model (scratch only; dropout always)
 n_layer = 8  # blocks
@@ -44,16 +47,18 @@ block_size = 1024  # longest context, tokens; a pretrained model may be cut to l
 dropout = 0.2  # on embeddings, attention and MLP outputs; 0.0 = off
 attn_dropout = 0.0  # on attention weights; above 0 it forbids the fast kernels
 bias = False  # biases in Linear and LayerNorm
-# optimisation: AdamW, warm-up, cosine decay
+# optimisation
 seed = 1337  # of weights, dropout and the order of the data
 batch_size = 64  # sequences in a micro-batch, over all processes
 gradient_accumulation_steps = 1  # micro-batches in a step, over all processes
 max_iters = 20000  # steps in all
+optimizer = 'adamw'  # adamw, or muon for the hidden matrices (adamw for the rest)
 learning_rate = 1e-3  # the highest
-decay_lr = True  # False: constant after the warm-up
-warmup_iters = 100  # steps of linear warm-up; 0 = off
+min_lr = 1e-4  # the last
+decay = 'cosine'  # from the one to the other: cosine, linear, or none
+warmup_iters = 100  # steps of linear warm-up before; 0 = off
 lr_decay_iters = 0  # step at which min_lr is reached; 0 = max_iters
-min_lr = 1e-4  # the last learning rate
+freeze_body_iters = 0  # first steps in which only the embeddings train; 0 = off
 weight_decay = 0.1  # of matrices and embeddings
 beta1 = 0.9  # AdamW
 beta2 = 0.99  # AdamW
@@ -70,7 +75,7 @@ wandb_project = 'thuclgpt'  # its project
 wandb_run_name = ''  # its run; '' = out_dir
 # machine
 device = 'auto'  # auto, cpu, cuda, cuda:1, mps
-dtype = 'auto'  # auto, float32, bfloat16, float16
+dtype = 'auto'  # of matrix products: auto, float32, bfloat16, float16
 compile = False  # torch.compile; pays on GPUs
 gradient_checkpointing = False  # recompute blocks in the backward pass: less memory, a third slower
 backend = 'auto'  # of torch.distributed; auto = nccl on CUDA, else gloo
@@ -104,51 +109,42 @@ data_folder = datasets.folder_of(dataset, data_dir)
 data, meta = datasets.load(data_folder)
 tokenizer = tokenizers.load(os.path.join(data_folder, 'tokenizer.json'))
 torch.manual_seed(seed)
-state = None
+state, own_tokenizer = None, tokenizer  # own: the one the model was trained with
 if init_from == 'scratch':
     model = GPT(GPTConfig(block_size, meta['vocab_size'], n_layer, n_head, n_embd, dropout, attn_dropout, bias))
-    model_tokenizer = tokenizer
 elif init_from == 'resume':
     state = checkpoint.load_state(out_dir)
     model = GPT(GPTConfig(**{**state['config'], 'dropout': dropout, 'attn_dropout': attn_dropout}))
     model.load_state_dict(state['model'])
-    model_tokenizer = checkpoint.load_tokenizer(out_dir)
+    own_tokenizer = checkpoint.load_tokenizer(out_dir)
 else:
-    model, model_tokenizer = checkpoint.load_model(init_from, dropout=dropout, attn_dropout=attn_dropout, block_size=block_size)
-if model_tokenizer.hf.to_str() != tokenizer.hf.to_str():
-    raise SystemExit(f'{dataset} was encoded with another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size:,}) than the '
-                     f'model of {out_dir if state else init_from} has ({model_tokenizer.kind}, {model_tokenizer.vocab_size:,}).')
+    model, own_tokenizer = checkpoint.load_model(init_from, dropout=dropout, attn_dropout=attn_dropout, block_size=block_size)
+    if new_vocabulary:
+        copied = vocabulary.replace(model, own_tokenizer, tokenizer)
+        print(f'{copied:.0%} of the {tokenizer.vocab_size:,} new rows are rows of {init_from}, the others means of some')
+        own_tokenizer = tokenizer
+if own_tokenizer.hf.to_str() != tokenizer.hf.to_str():
+    raise SystemExit(f'{dataset} was encoded with another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size:,}) than the model '
+                     f'of {out_dir if state else init_from} has ({own_tokenizer.kind}, {own_tokenizer.vocab_size:,}).')
 block_size = model.config.block_size
 if len(data['train']) <= block_size:
     raise SystemExit(f'{dataset} has {len(data["train"]):,} training tokens, fewer than one block of {block_size}.')
 model.gradient_checkpointing = gradient_checkpointing
 model.to(device)
-matrices, vectors = ([p for p in model.parameters() if (p.dim() >= 2) == wide] for wide in (True, False))
-optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay}, {'params': vectors, 'weight_decay': 0.0}],
-                              lr=learning_rate, betas=(beta1, beta2), fused=not device.startswith('mps'))
+optimizers = optim.optimizers_for(model, optimizer, learning_rate, weight_decay, (beta1, beta2))
 number = checkpoint.pick_dtype(dtype, device)
 autocast = nullcontext() if number == torch.float32 else torch.autocast(device.split(':')[0], dtype=number)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
 step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one
 if state:
-    optimizer.load_state_dict(state['optimizer'])
+    for o, saved in zip(optimizers, state['optimizers'], strict=True):
+        o.load_state_dict(saved)
     scaler.load_state_dict(state['scaler'])
     step, best_val_loss, worse = state['step'], state['best_val_loss'], state['worse']
-    del state
+    del state, saved
 forward = torch.compile(model) if compile else model
 if world > 1:
     forward = DistributedDataParallel(forward, device_ids=[torch.device(device).index] if device.startswith('cuda') else None)
-
-
-def learning_rate_at(step):
-    """Linear warm-up, then a cosine from learning_rate to min_lr, then min_lr."""
-    last = lr_decay_iters or max_iters
-    if step < warmup_iters:
-        return learning_rate * (step + 1) / (warmup_iters + 1)
-    if not decay_lr:
-        return learning_rate
-    done = min(1.0, (step - warmup_iters) / max(1, last - warmup_iters))
-    return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (learning_rate - min_lr)
 
 
 def validate():
@@ -157,18 +153,19 @@ def validate():
     blocks = [ids[i:i + block_size + 1] for i in range(0, len(ids) - 1, block_size)]
     with autocast:
         nll = score(model, blocks[rank::world], batch_size=max(1, min(micro_batch, 16384 // block_size)))
-    total = torch.tensor([sum(x.sum() for x in nll)], dtype=torch.float32 if device.startswith('mps') else torch.float64,
-                         device=device)
+    total = torch.tensor(sum(x.sum() for x in nll), dtype=torch.float64)
     if world > 1:
+        total = total.to(device)
         dist.all_reduce(total)
     return total.item() / (len(ids) - 1)
 
 
 def save_state():
+    """Write train_state.pt: all that resuming needs."""
     if master:
-        checkpoint.save_state(out_dir, {'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
-                                        'scaler': scaler.state_dict(), 'config': vars(model.config), 'step': step,
-                                        'best_val_loss': best_val_loss, 'worse': worse})
+        checkpoint.save_state(out_dir, {
+            'model': model.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(),
+            'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse})
 
 
 def say(text):
@@ -183,13 +180,13 @@ def say(text):
 step_tokens = gradient_accumulation_steps * batch_size * block_size
 c = model.config
 say(f'{out_dir}: {init_from}, step {step:,} of {max_iters:,}\n'
-    f'  data    {dataset}: {tokenizer.kind}, vocabulary {meta["vocab_size"]:,}; train {len(data["train"]):,} tokens, '
+    f'  data     {dataset}: {tokenizer.kind}, vocabulary {meta["vocab_size"]:,}; train {len(data["train"]):,} tokens, '
     f'val {len(data["val"]):,}\n'
-    f'  model   {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, block {c.block_size}: {model.count_parameters():,} parameters\n'
-    f'  step    {gradient_accumulation_steps} * {batch_size} sequences * {block_size} tokens = {step_tokens:,} tokens; '
+    f'  model    {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, block {c.block_size}: {model.count_parameters():,} parameters\n'
+    f'  step     {gradient_accumulation_steps} * {batch_size} sequences * {block_size} tokens = {step_tokens:,} tokens; '
     f'an epoch is {len(data["train"]) / step_tokens:.1f} steps\n'
-    f'  machine {device}, {str(number)[6:]}, ' + (f'{world} processes, ' if world > 1 else '') + f'{torch.get_num_threads()} threads\n'
-    '  ' + '\n  '.join('  '.join(f'{k}={v}' for k, v in list(settings.items())[i:i + 6]) for i in range(6, len(settings), 6)))
+    f'  machine  {device}, {str(number)[6:]}, {world} process{"es" * (world > 1)} of {torch.get_num_threads()} threads\n'
+    + '\n'.join('  ' + '  '.join(f'{k}={v}' for k, v in list(settings.items())[i:i + 6]) for i in range(0, len(settings), 6)))
 if eval_only:
     say(f'validation loss {validate():.4f} nats a token')
     raise SystemExit(0)
@@ -210,34 +207,36 @@ def ask_to_stop(signum, frame):
     """First signal: finish this step, save, leave. A second one leaves at once."""
     global stop_signal
     stop_signal = signum
-    signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
+    signal.signal(signum, signal.SIG_DFL)
 
 
 for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, ask_to_stop)
 bar = tqdm(total=max_iters, initial=step, unit='step', dynamic_ncols=True, disable=not (master and sys.stderr.isatty()))
-pending, last_log, last_save, val_note = [], (step, time.time()), time.time(), ''
+pending, mark, last_save, val_note = [], (step, time.time()), time.time(), ''
 model.train()
 while step < max_iters:
-    for group in optimizer.param_groups:
-        group['lr'] = learning_rate_at(step)
-    torch.manual_seed(hash((seed, step, rank)))  # dropout, too, is a function of (seed, step)
+    lr = optim.learning_rate_at(step, learning_rate, min_lr, warmup_iters, lr_decay_iters or max_iters, decay)
+    for group in (g for o in optimizers for g in o.param_groups):
+        group['lr'] = 0.0 if step < freeze_body_iters and group['body'] else lr
+    torch.manual_seed(seed + 1_000_003 * step + 7919 * rank)  # dropout, too, is a function of (seed, step)
     first = step * gradient_accumulation_steps * batch_size + rank * micro_batch  # this process's share of the step
     loss_sum = 0.0
     for micro in range(micro_steps):
         x, y = datasets.batch(data['train'], first + micro * micro_batch * world, micro_batch, block_size, seed)
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        last = micro == micro_steps - 1
-        with nullcontext() if world == 1 or last else forward.no_sync():  # gradients meet once a step
+        with forward.no_sync() if world > 1 and micro < micro_steps - 1 else nullcontext():  # gradients meet once a step
             with autocast:
                 loss = forward(x, y) / micro_steps
             scaler.scale(loss).backward()
         loss_sum += loss.detach()
-    scaler.unscale_(optimizer)
+    for o in optimizers:
+        scaler.unscale_(o)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    scaler.step(optimizer)
+    for o in optimizers:
+        scaler.step(o)
+        o.zero_grad(set_to_none=True)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     step += 1
     bar.update(1)
     pending.append(torch.stack([loss_sum, norm]))
@@ -245,28 +244,28 @@ while step < max_iters:
     evaluate = step % eval_interval == 0 or step == max_iters
     save = evaluate or stop_signal or timed or (checkpoint_interval and step % checkpoint_interval == 0)
     if save or step % log_interval == 0:  # the one place that waits for the device
-        losses = torch.stack(pending)
+        figures = torch.stack(pending)
         if world > 1:
-            dist.all_reduce(losses, dist.ReduceOp.AVG if device.startswith('cuda') else dist.ReduceOp.SUM)
-            losses /= 1 if device.startswith('cuda') else world
-        losses, norms = losses.T.tolist()
-        for i, (a, b) in enumerate(zip(losses, norms)):
-            if not math.isfinite(a) or (not math.isfinite(b) and not scaler.is_enabled()):
+            dist.all_reduce(figures)
+            figures /= world
+        losses, norms = figures.T.tolist()
+        for i, (loss, norm) in enumerate(zip(losses, norms)):
+            if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
                 bar.close()
-                raise SystemExit(f'Step {step - len(losses) + i + 1}: loss {a}, gradient norm {b}. Training stops; what was saved '
-                                 f'in {out_dir} is intact. A lower learning_rate or more warmup_iters may help.')
-        speed = (step - last_log[0]) * step_tokens / (time.time() - last_log[1])
-        pending, last_log = [], (step, time.time())
+                raise SystemExit(f'Step {step - len(losses) + i + 1}: loss {loss}, gradient norm {norm}. Training stops; what '
+                                 f'{out_dir} holds is intact. A lower learning_rate or more warmup_iters may help.')
+        speed = (step - mark[0]) * step_tokens / (time.time() - mark[1])
+        pending, mark = [], (step, time.time())
         bar.set_postfix_str(f'loss {losses[-1]:.3f}{val_note}, {speed:,.0f} tokens/s')
         if master:
-            log.add(step=step, loss=sum(losses) / len(losses), worst_loss=max(losses), grad_norm=max(norms),
-                    lr=learning_rate_at(step - 1), tokens_per_s=round(speed))
+            log.add(step=step, loss=sum(losses) / len(losses), worst_loss=max(losses), grad_norm=max(norms), lr=lr,
+                    tokens_per_s=round(speed))
     if evaluate:
         val_loss = validate()
         better = val_loss < best_val_loss
         best_val_loss, worse = (val_loss, 0) if better else (best_val_loss, worse + 1)
         val_note = f', val {val_loss:.3f}'
-        say(f'step {step:>6,}  train loss {losses[-1]:.4f}  val loss {val_loss:.4f}{" (best)" if better else ""}  {speed:,.0f} tokens/s')
+        say(f'step {step:>6,}  loss {losses[-1]:.4f}  val loss {val_loss:.4f}{" *" * better:2}  {speed:,.0f} tokens/s')
         if master:
             log.add(step=step, val_loss=val_loss)
             if better:
@@ -274,7 +273,7 @@ while step < max_iters:
             log.plot(f'loss (nats a token, {tokenizer.kind})')
     if save:
         save_state()
-        last_save, last_log = time.time(), (step, time.time())
+        last_save, mark = time.time(), (step, time.time())
     if stop_signal:
         bar.close()
         say(f'Stopped at step {step:,} and saved; go on with --init_from=resume.')
