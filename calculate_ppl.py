@@ -13,6 +13,8 @@ import json as jsonlib
 import os
 from contextlib import nullcontext
 
+# before torch: on a busy machine, threads that spin while they wait make small operations 40 times slower
+os.environ.setdefault('GOMP_SPINCOUNT', '2000')
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -21,7 +23,8 @@ import checkpoint
 import corpus
 import dataset
 import files
-from configurator import configure
+import machine
+from configurator import at_least, configure
 from inference import score
 
 out_dir = ''  # a model folder, or any GPT-2 on the Hugging Face hub; '' = every out-* folder that holds a model
@@ -34,17 +37,20 @@ bootstrap = 1000  # resamplings of the songs behind the 95% interval
 seed = 1337  # of the resampling
 device = 'auto'  # auto, cpu, cuda, mps
 dtype = 'auto'  # of matrix products: auto, float32, bfloat16, float16
-configure(globals())
+settings = configure(globals())
+at_least(1, settings, 'batch_size', 'bootstrap')
 
 
 def measure(name, songs):
     """One row of the table: a dict of the figures for the model in folder `name`."""
-    model, tokenizer = checkpoint.load_model(name, machine)
+    model, tokenizer = checkpoint.load_model(name, place)
+    if not 0 <= stride <= model.config.block_size:
+        raise SystemExit(f'--stride={stride}: {name} has a block of {model.config.block_size} tokens; 0 means half of it.')
     ids = [np.array([tokenizer.bos_id, *tokenizer.encode(song), tokenizer.eot_id]) for song in songs]  # bos: context alone
     step = stride or model.config.block_size // 2
-    number = checkpoint.pick_dtype(dtype, machine)
+    number = machine.pick_dtype(dtype, place)
     with tqdm(total=sum(map(len, ids)) - len(ids), desc=name, unit='token', unit_scale=True, leave=False) as bar, \
-            nullcontext() if number == torch.float32 else torch.autocast(machine.split(':')[0], dtype=number):
+            nullcontext() if number == torch.float32 else torch.autocast(place.split(':')[0], dtype=number):
         nll = score(model, ids, step, batch_size, progress=bar.update)
     if len(nll) > 1:
         parts = nll
@@ -90,7 +96,8 @@ except (OSError, ValueError) as error:
     raise SystemExit(f'The test text {path} cannot be read ({error}). Prepare a dataset, or name one with --text=.') from error
 if not songs:
     raise SystemExit(f'The test text {path} is empty.')
-machine = checkpoint.pick_device(device)
+place = machine.pick_device(device)
+machine.keep_freed_memory()
 rows = [measure(name, songs) for name in names]
 print(f'{path}: {len(songs):,} songs, {sum(len(s) + 1 for s in songs):,} characters')
 show(rows)

@@ -3,12 +3,14 @@ The one place that saves and loads models. A model folder (out-*) *is* a Hugging
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
 
-so transformers opens it with no export step. Beside them train.py keeps train_state.pt (what resuming needs), run.json,
-log.jsonl and loss.png. Nothing here unpickles code: weights are safetensors, .pt files load with weights_only=True.
+so transformers opens it with no export step; sha256.json tells damage. Beside them train.py keeps train_state.pt (what
+resuming needs), run.json, log.jsonl and loss.png. Nothing here unpickles code: weights are safetensors, .pt files load
+with weights_only=True.
 """
 import json
 import os
 import pickle
+import zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -24,32 +26,13 @@ from model import GPT, GPTConfig
 TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
 
 
-def pick_device(device='auto'):
-    """'cuda', 'mps' or 'cpu' for 'auto', in this order of preference; else the name given."""
-    if device != 'auto':
-        return device
-    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-
-
-def pick_dtype(dtype='auto', device='cpu'):
-    """The torch.dtype of a name; 'auto' is bfloat16 where the hardware multiplies it, else float32."""
-    if dtype == 'auto':
-        if device.startswith('cuda'):
-            fast = torch.cuda.get_device_capability()[0] >= 8  # Ampere
-        else:
-            able = torch.cpu.get_capabilities() if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
-            fast = able.get('amx_bf16', able.get('amx_tile', False)) or able.get('avx512_bf16', False)
-        dtype = 'bfloat16' if fast else 'float32'
-    names = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
-    if dtype not in names:
-        raise SystemExit(f'--dtype={dtype}: must be auto, {", ".join(names)}.')
-    return names[dtype]
-
-
 # --- saving -----------------------------------------------------------------------------------------------------------
 
-def save_model(folder, model, tokenizer):
-    """Write a GPT and its Tokenizer as a Hugging Face model folder; each file is replaced in one step, weights last."""
+def save_model(folder, model, tokenizer, state=None):
+    """
+    Write a GPT (its weights from `state`, where its own state_dict is not whole) and its Tokenizer as a Hugging Face model
+    folder. The files change as one.
+    """
     c = model.config
     os.makedirs(folder, exist_ok=True)
     config = {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'activation_function': 'gelu_new',
@@ -65,17 +48,18 @@ def save_model(folder, model, tokenizer):
     generation = {'do_sample': True, 'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eot_id}
     if tokenizer.banned_ids:
         generation['suppress_tokens'] = tokenizer.banned_ids
-    for name, content in (('config', config), ('tokenizer_config', words), ('generation_config', generation)):
-        with files.atomic(os.path.join(folder, name + '.json')) as f:
-            json.dump(content, f, indent=2, ensure_ascii=False)
-    tokenizer.save(os.path.join(folder, 'tokenizer.json'))
-    save_weights(os.path.join(folder, 'model.safetensors'), model)
+    with files.together(folder) as beside:
+        for name, content in (('config', config), ('tokenizer_config', words), ('generation_config', generation)):
+            with files.atomic(os.path.join(beside if name == 'config' else folder, name + '.json')) as f:
+                json.dump(content, f, indent=2, ensure_ascii=False)
+        tokenizer.save(os.path.join(beside, 'tokenizer.json'))
+        save_weights(os.path.join(beside, 'model.safetensors'), model, state)
 
 
-def save_weights(path, model):
+def save_weights(path, model, state=None):
     """Write model.safetensors in transformers' layout, float32; a model without biases gets zero biases."""
     weights = {}
-    for name, w in model.state_dict().items():
+    for name, w in (state or model.state_dict()).items():
         if name == 'lm_head.weight' and model.config.tied:
             continue
         w = w.detach().float().cpu()
@@ -86,6 +70,9 @@ def save_weights(path, model):
     beside = path + '.tmp'
     try:
         save_file(weights, beside, metadata={'format': 'pt'})
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(beside, 0o666 & ~mask)  # safetensors would keep it from all others on this machine
         with open(beside, 'rb+') as f:
             os.fsync(f.fileno())
         os.replace(beside, path)
@@ -97,8 +84,11 @@ def save_weights(path, model):
 
 
 def save_state(folder, state):
-    """Write train_state.pt, what resuming needs: a dict of tensors, numbers and texts."""
+    """Write train_state.pt, what resuming needs: a dict of tensors, numbers and texts. Ruined weights do not replace good ones."""
     path = os.path.join(folder, 'train_state.pt')
+    if not all(w.isfinite().all() for w in state.get('model', {}).values()):
+        raise SystemExit(f'Step {state["step"]}: some weights are no longer finite. Training stops; what {folder} holds is intact. '
+                         'A lower learning_rate or more warmup_iters may help.')
     try:
         with files.atomic(path, 'wb') as f:
             torch.save(state, f)
@@ -116,10 +106,17 @@ def load_state(folder):
 
 def _load_pt(path):
     try:
+        with open(path, 'rb') as f:
+            if f.read(2) == b'PK':  # torch does not look at the checksums of the zip file it writes
+                with zipfile.ZipFile(f) as z:
+                    if z.testzip():
+                        raise ValueError('a checksum differs')
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise SystemExit(f'{path} holds more than tensors and plain values, and is not opened: it could run code.') from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of zipfile, pickle and torch, each of its own kind
         raise SystemExit(f'{path} is damaged or cut off ({type(error).__name__}).') from error
 
 
@@ -138,6 +135,7 @@ def load_model(name, device='cpu', dtype=torch.float32, **overrides):
         if os.path.exists(path):
             with open(path, encoding='utf-8') as f:
                 config = gpt_config(json.load(f), path)
+            files.check_together(folder)
             tokenizer, weights = load_tokenizer(folder), read_weights(folder)
         else:
             saved = _load_pt(old)
@@ -156,8 +154,10 @@ def load_model(name, device='cpu', dtype=torch.float32, **overrides):
 
 def gpt_config(c, path):
     """A GPTConfig from the dict in config.json. Raises ValueError, by name, for what this GPT-2 cannot represent."""
-    if c.get('model_type') != 'gpt2':
-        raise ValueError(f'{path}: model_type is {c.get("model_type")!r}, not gpt2')
+    if not isinstance(c, dict) or c.get('model_type') != 'gpt2':
+        raise ValueError(f'{path}: model_type is {c.get("model_type") if isinstance(c, dict) else c!r}, not gpt2')
+    if c['n_head'] < 1 or c['n_embd'] % c['n_head']:
+        raise ValueError(f'{path}: n_embd {c["n_embd"]} is no multiple of n_head {c["n_head"]}')
     for key, allowed in (('activation_function', ('gelu_new', 'gelu_pytorch_tanh')), ('n_inner', (None, 4 * c['n_embd'])),
                          ('layer_norm_epsilon', (1e-5,)), ('scale_attn_weights', (True,)), ('add_cross_attention', (False,)),
                          ('scale_attn_by_inverse_layer_idx', (False,))):

@@ -100,6 +100,13 @@ def check_known(key, settings, where):
     raise SystemExit(f'{where}: unknown setting {key!r}.{hint}')
 
 
+def at_least(lowest, settings, *names):
+    """End with a line where one of the settings `names` is below `lowest`."""
+    for name in names:
+        if settings[name] < lowest:
+            raise SystemExit(f'--{name}={settings[name]}: must be {lowest} or more.')
+
+
 def defined_settings(path):
     """{name: its trailing comment} of the settings of a script, read from its source without running it."""
     with open(path, encoding='utf-8') as f:
@@ -127,7 +134,7 @@ def help_text(path, doc, settings):
 def _one_line_for_the_machine(kind, error, trace):
     """What the machine refuses (disk full, no right to write) and Ctrl-C end in one line; our own mistakes in a traceback."""
     if issubclass(kind, (OSError, KeyboardInterrupt)):
-        print(f'{os.path.basename(sys.argv[0])}: {error or "interrupted"}', file=sys.stderr)
+        print(f'{os.path.basename(sys.argv[0])}: {str(error) or "interrupted"}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -15,6 +15,7 @@ import re
 import tarfile
 import urllib.parse
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -62,17 +63,19 @@ def clean(text):
 
 def drop_copies(songs, share=1 / 3, run=8):
     """
-    The songs less those of whose `run`-character runs at least `share` stand in an earlier song: copies, live versions,
-    other transcriptions. So no song stands in two splits, and none is learned twice. Order is kept.
+    The songs less those of whose `run`-character runs at least `share` stand in a longer song, or an earlier one of the
+    same length: copies, excerpts, live versions, other transcriptions. So no song stands in two splits, and none is
+    learned twice. Order is kept.
     """
     seen, unique = set(), []
-    for song in songs:
+    for at, song in enumerate(songs):
         letters = ''.join(re.findall(r'\w', song)).lower()
         if letters and letters not in seen:
             seen.add(letters)
-            unique.append((song, letters))
+            unique.append((at, letters))
     if not unique:
         return []
+    unique.sort(key=lambda pair: -len(pair[1]))  # longest first: a short song in a long one shares more of its runs
     hashes, owners = [], []
     for i, (_, letters) in enumerate(unique):
         codes = np.frombuffer(letters.encode('utf-32-le'), np.uint32).astype(np.uint64)
@@ -83,10 +86,10 @@ def drop_copies(songs, share=1 / 3, run=8):
         hashes.append(h)
         owners.append(np.full(n, i))
     hashes, owners = np.concatenate(hashes), np.concatenate(owners)
-    _, first, back = np.unique(hashes, return_index=True, return_inverse=True)  # songs are in order: first is earliest
+    _, first, back = np.unique(hashes, return_index=True, return_inverse=True)  # first: in the longest song
     copied = np.bincount(owners, owners[first][back] < owners, minlength=len(unique))
     total = np.bincount(owners, minlength=len(unique))
-    return [song for (song, _), c, t in zip(unique, copied, total) if t == 0 or c < share * t]
+    return [songs[at] for at in sorted(at for (at, _), c, t in zip(unique, copied, total) if t == 0 or c < share * t)]
 
 
 def split(songs):
@@ -134,7 +137,7 @@ def texts_in(data, name, alone=False):
             csv.field_size_limit(1 << 30)
             items = list(csv.DictReader(io.StringIO(text)))
         else:
-            items = [json.loads(line) for line in text.splitlines() if line.strip()] if ext == '.jsonl' else json.loads(text)
+            items = [json.loads(line) for line in text.split('\n') if line.strip()] if ext == '.jsonl' else json.loads(text)
     except (ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f'{name} is no valid {ext[1:]}: {error}') from error
     items = items if isinstance(items, list) else [items]
@@ -146,12 +149,16 @@ def texts_in(data, name, alone=False):
     return ['\n'.join(map(str, t)) if isinstance(t, list) else str(t) for t in texts if t]
 
 
+def _holds_songs(name):  # what a Mac hides beside each file, ._song.txt, is none
+    return name.lower().endswith(KINDS) and not os.path.basename(name).startswith('.')
+
+
 def members(path):
     """(name, bytes) of the song files in a folder, an archive, or of the file itself, in the order of their names."""
     if os.path.isdir(path):
         names = sorted(os.path.join(root, f) for root, _, found in os.walk(path) for f in found)
         for name in names:
-            if name.lower().endswith(KINDS):
+            if _holds_songs(name):
                 with open(name, 'rb') as f:
                     yield os.path.relpath(name, path), f.read()
     elif path.lower().endswith(('.zip', '.tgz', '.tar.gz')):
@@ -172,15 +179,15 @@ def _archive_members(path):
             with tarfile.open(path) as t:
                 infos = [(m.name, m.size, not m.isfile(), m) for m in t if not m.isdir()]
                 yield from _safe_members(path, infos, lambda m: t.extractfile(m).read())
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f'{path} is no whole archive: {error}') from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: a password
+        raise ValueError(f'{path} is no whole archive: {(str(error) or "it is cut off").splitlines()[0]}') from error
 
 
 def _safe_members(path, infos, read):
     for name, size, special, _ in infos:
         if special or name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name) or re.match('[A-Za-z]:', name):
             raise ValueError(f'{path} is refused: its member {name!r} is a link or points outside')
-    wanted = sorted((i for i in infos if i[0].lower().endswith(KINDS)), key=lambda i: i[0])
+    wanted = sorted((i for i in infos if _holds_songs(i[0])), key=lambda i: i[0])
     poems = [i for i in wanted if re.search(r'(^|/)(宋词|元曲|songci|yuanqu)/(ci\.song\.\d+|.*yuanqu)\.json$', i[0])]
     wanted = poems or wanted  # of the chinese-poetry collection: the song forms, not all of Tang poetry
     if sum(i[1] for i in wanted) > MAX_BYTES:

@@ -1,5 +1,5 @@
 """
-Files that are whole or not there: atomic writes, hashes, and downloads that resume and are checked.
+Files that are whole or not there: atomic writes, folders held by one run, hashes, and downloads that resume.
 
     with files.atomic('meta.json') as f:            # text; atomic(path, 'wb') for bytes
         json.dump(meta, f)
@@ -7,7 +7,10 @@ Files that are whole or not there: atomic writes, hashes, and downloads that res
 """
 import contextlib
 import hashlib
+import http.client
+import json
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +33,9 @@ def atomic(path, mode='w'):
             f.flush()
             os.fsync(f.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        error.filename = error.filename or path  # 'No space left on device' alone would not say for what
+        raise
     finally:
         if os.path.exists(beside):
             os.remove(beside)
@@ -40,6 +46,80 @@ def atomic(path, mode='w'):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+_held = {}  # locks open in this process
+
+
+def hold(folder):
+    """
+    Make `folder` and hold it for this process, until it ends in whatever way; any other is refused with one line. Clears
+    what a killed one left half-written. Windows has no such lock: nobody is refused.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.realpath(os.path.join(folder, 'lock'))
+    lock = _held.get(path) or open(path, 'a')
+    try:
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _held[path] = lock
+    except ImportError:
+        return
+    except BlockingIOError:
+        raise SystemExit(f'Another run is writing to {folder}: wait for its end, or give this one an --out_dir of its own.') from None
+    except OSError as error:  # some network disks
+        print(f'{folder} cannot be locked ({error.strerror}): see to it that no second run writes there.')
+        return
+    for name in os.listdir(folder):
+        if name.endswith('.tmp'):
+            path = os.path.join(folder, name)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+@contextlib.contextmanager
+def together(folder):
+    """
+    For files that belong together: yields a folder beside, to write them into; when the block ends well they take their
+    places. sha256.json, for check_together, names the new generation before it comes and the old one until it is gone.
+    """
+    beside = os.path.join(folder, f'{os.getpid()}.tmp')
+    os.makedirs(beside, exist_ok=True)
+    try:
+        yield beside
+        new = {name: sha256(os.path.join(beside, name)) for name in sorted(os.listdir(beside))}
+        _write_generations(folder, [new, *_generations(folder)])
+        for name in new:
+            os.replace(os.path.join(beside, name), os.path.join(folder, name))
+        _write_generations(folder, [new])
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_generations(folder, known):
+    with atomic(os.path.join(folder, 'sha256.json')) as f:
+        json.dump(known, f, indent=1)
+
+
+def _generations(folder):
+    try:
+        with open(os.path.join(folder, 'sha256.json'), encoding='utf-8') as f:
+            known = json.load(f)
+        return known if isinstance(known, list) and all(isinstance(files, dict) for files in known) else [{'sha256.json': ''}]
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        return [{'sha256.json': ''}]  # damaged: matches nothing
+
+
+def check_together(folder):
+    """Raises ValueError where the files are none of the generations that sha256.json knows. Without it: no check."""
+    while known := _generations(folder):
+        now = {name: sha256(path) for name in known[0] if os.path.exists(path := os.path.join(folder, name))}
+        if now in known:
+            return
+        if known == _generations(folder):  # else a run saved just now: look again
+            raise ValueError(f'{", ".join(name for name in known[0] if now.get(name) != known[0][name])} differs from what '
+                             'sha256.json says (if you changed it yourself, delete sha256.json)')
 
 
 def sha256(path):
@@ -74,7 +154,7 @@ def download(url, path, blob_id='', check=None, tries=5, pause=1.0):
         except urllib.error.HTTPError as error:
             if error.code < 500 or attempt == tries:
                 raise SystemExit(f'Download failed: {url} answered {error.code} {error.reason}. {by_hand}') from error
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             if attempt == tries:
                 raise SystemExit(f'Download failed: {url}: {getattr(error, "reason", error)}. {by_hand}') from error
         except OSError as error:  # our side: disk full, no right to write; what came so far stays for the next run

@@ -32,7 +32,7 @@ LIMITS = {'max_new_tokens': (1, 500, 120, 1), 'temperature': (0, 2, 0.8, 0.05), 
 DEFAULTS = {name: default for name, (_, _, default, _) in LIMITS.items()}
 LONGEST = 1000  # characters in one line of an asker
 LOOK_BACK = 4000  # characters of a song that a model is given: more than any context here holds
-FRAME = 0.04  # seconds between two looks at a growing text: 25 a second flow for the eye, and cost the page little
+FRAME = 0.02  # seconds between two looks at a growing text: it flows for the eye, and the page keeps up
 
 
 class Refusal(Exception):
@@ -46,7 +46,7 @@ def clean(line):
     """A line of an asker without control characters and half surrogates. Refuses one that is too long."""
     line = str(line or '')
     if len(line) > LONGEST:
-        raise Refusal(f'太长了:{len(line):,} 字,最多 {LONGEST:,} 字。', f'Too long: {len(line):,} characters, {LONGEST:,} at most.')
+        raise Refusal(f'太长了：{len(line):,} 字，最多 {LONGEST:,} 字。', f'Too long: {len(line):,} characters, {LONGEST:,} at most.')
     line = line.replace('\r\n', '\n').replace('\r', '\n').replace('\t', ' ')
     return ''.join(c for c in line if c == '\n' or unicodedata.category(c) not in ('Cc', 'Cs')).strip()
 
@@ -91,12 +91,13 @@ class Shelf:
         self.engine = ThreadPoolExecutor(1, 'engine')
 
     def names(self):
-        """{name: model folder} of all there are now. Askers send names, so no other folder is ever opened."""
-        folders = glob.glob('out*') + ([self.folder] if self.folder else [])
-        folders += glob.glob(os.path.join(glob.escape(self.folder), '*')) if self.folder else []
+        """{name: model folder} of all there are now, the newest first. Askers send names, so no other folder is opened."""
+        files = glob.glob(os.path.join('out*', 'model.safetensors'))
+        for depth in ('', '*') if self.folder else ():
+            files += glob.glob(os.path.join(glob.escape(self.folder), depth, 'model.safetensors'))
         found = {}
-        for folder in sorted(folders):
-            if all(os.path.exists(os.path.join(folder, file)) for file in ('config.json', 'model.safetensors')):
+        for folder in map(os.path.dirname, sorted(files, key=os.path.getmtime, reverse=True)):
+            if os.path.exists(os.path.join(folder, 'config.json')):
                 found.setdefault(os.path.basename(os.path.abspath(folder)), folder)
         return found
 
@@ -114,7 +115,7 @@ class Shelf:
         """(model, tokenizer); loaded anew when the file has changed, so a model in training shows its newest state."""
         folder = self.names().get(name)
         if folder is None:
-            raise Refusal('没有这个模型,请另选一个。', 'There is no such model; choose another.')
+            raise Refusal('没有这个模型，请另选一个。', 'There is no such model; choose another.')
         file = os.stat(os.path.join(folder, 'model.safetensors'))
         stamp = folder, file.st_mtime_ns
         with self.lock:

@@ -4,7 +4,7 @@ Trains a lyric GPT, from scratch or from any GPT-2, on the CPU, one GPU or sever
     python train.py config/quickstart.py                                     # minutes on a laptop
     python train.py config/train_lyric_char.py --batch_size=32               # flags override the config
     python train.py config/train_lyric_char.py --init_from=resume            # go on where it stopped
-    torchrun --standalone --nproc_per_node=4 train.py config/train_lyric_char.py
+    torchrun --standalone --nproc_per_node=4 train.py config/train_lyric_char.py    # --fsdp: too large for one card
 
 Writes a Hugging Face model folder (out_dir) with the weights of the best validation loss, and train_state.pt beside
 them, from which a stopped or killed run goes on exactly as if nothing had happened. Ctrl-C saves and leaves.
@@ -16,18 +16,21 @@ import sys
 import time
 from contextlib import nullcontext
 
+# before torch: on a busy machine, threads that spin while they wait make small operations 40 times slower
+os.environ.setdefault('GOMP_SPINCOUNT', '2000')
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
 import dataset as datasets
+import distributed
+import files
+import machine
 import optim
 import tokenizer as tokenizers
 import vocabulary
-from configurator import configure
+from configurator import at_least, configure
 from inference import score
 from model import GPT, GPTConfig
 from runlog import RunLog
@@ -78,45 +81,48 @@ device = 'auto'  # auto, cpu, cuda, cuda:1, mps
 dtype = 'auto'  # of matrix products: auto, float32, bfloat16, float16
 compile = False  # torch.compile; pays on GPUs
 gradient_checkpointing = False  # recompute blocks in the backward pass: less memory, a third slower
+fsdp = False  # several processes part weights and optimizer state among them
 backend = 'auto'  # of torch.distributed; auto = nccl on CUDA, else gloo
 settings = configure(globals())
+at_least(1, settings, 'n_layer', 'n_head', 'n_embd', 'block_size', 'batch_size', 'gradient_accumulation_steps', 'eval_interval',
+         'log_interval')
+at_least(0, settings, 'dropout', 'attn_dropout')
+if n_embd % n_head:
+    raise SystemExit(f'--n_embd={n_embd}: must be a multiple of n_head={n_head}.')
+if max(dropout, attn_dropout) >= 1:
+    raise SystemExit(f'--dropout={dropout} --attn_dropout={attn_dropout}: must be below 1.')
+if decay not in ('cosine', 'linear', 'none'):
+    raise SystemExit(f'--decay={decay}: must be cosine, linear or none.')
 
 # --- one process or several -------------------------------------------------------------------------------------------
 
-world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
-device = checkpoint.pick_device(device)
-if world > 1:
-    if device == 'cuda':
-        device = f'cuda:{os.environ["LOCAL_RANK"]}'
-        torch.cuda.set_device(device)
-    dist.init_process_group(('nccl' if device.startswith('cuda') else 'gloo') if backend == 'auto' else backend)
+rank, world = distributed.rank(), distributed.world()
 master = rank == 0  # the process that prints and writes
-
-# A step is gradient_accumulation_steps * batch_size sequences, however many processes share it.
-if gradient_accumulation_steps % world == 0:
-    micro_steps, micro_batch = gradient_accumulation_steps // world, batch_size
-elif batch_size % world == 0:
-    micro_steps, micro_batch = gradient_accumulation_steps, batch_size // world
-else:
-    raise SystemExit(f'{world} processes can share neither gradient_accumulation_steps={gradient_accumulation_steps} '
-                     f'nor batch_size={batch_size} evenly.')
+micro_steps, micro_batch = distributed.share(gradient_accumulation_steps, batch_size)
+if init_from == 'scratch' and os.path.exists(os.path.join(out_dir, 'train_state.pt')) and not (overwrite or eval_only):
+    raise SystemExit(f'{out_dir} holds a run already: go on with --init_from=resume, or start over with --overwrite.')
+if master and not eval_only and os.path.isdir(out_dir):
+    files.hold(out_dir)  # before its state is read
+device = distributed.start(machine.pick_device(device), backend)
 
 # --- data, model, optimizer -------------------------------------------------------------------------------------------
 
-if init_from == 'scratch' and os.path.exists(os.path.join(out_dir, 'train_state.pt')) and not (overwrite or eval_only):
-    raise SystemExit(f'{out_dir} holds a run already: go on with --init_from=resume, or start over with --overwrite.')
 data_folder = datasets.folder_of(dataset, data_dir)
 data, meta = datasets.load(data_folder)
 tokenizer = tokenizers.load(os.path.join(data_folder, 'tokenizer.json'))
+machine.keep_freed_memory()
 torch.manual_seed(seed)
 state, own_tokenizer = None, tokenizer  # own: the one the model was trained with
+made_of = {'train.bin': meta['train']['sha256'], 'tokenizer.json': files.sha256(os.path.join(data_folder, 'tokenizer.json'))}
 if init_from == 'scratch':
     model = GPT(GPTConfig(block_size, meta['vocab_size'], n_layer, n_head, n_embd, dropout, attn_dropout, bias))
 elif init_from == 'resume':
     state = checkpoint.load_state(out_dir)
+    if state['made_of'] != made_of:
+        raise SystemExit(f'{dataset} is not what the run in {out_dir} began with. To train its model on other data, give '
+                         f'--init_from={out_dir} and a new --out_dir.')
     model = GPT(GPTConfig(**{**state['config'], 'dropout': dropout, 'attn_dropout': attn_dropout}))
     model.load_state_dict(state['model'])
-    own_tokenizer = checkpoint.load_tokenizer(out_dir)
 else:
     model, own_tokenizer = checkpoint.load_model(init_from, dropout=dropout, attn_dropout=attn_dropout, block_size=block_size)
     if new_vocabulary:
@@ -125,47 +131,46 @@ else:
         own_tokenizer = tokenizer
 if own_tokenizer.hf.to_str() != tokenizer.hf.to_str():
     raise SystemExit(f'{dataset} was encoded with another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size:,}) than the model '
-                     f'of {out_dir if state else init_from} has ({own_tokenizer.kind}, {own_tokenizer.vocab_size:,}).')
+                     f'of {init_from} has ({own_tokenizer.kind}, {own_tokenizer.vocab_size:,}).')
 block_size = model.config.block_size
 if len(data['train']) <= block_size:
     raise SystemExit(f'{dataset} has {len(data["train"]):,} training tokens, fewer than one block of {block_size}.')
 model.gradient_checkpointing = gradient_checkpointing
-model.to(device)
+model = distributed.place(model, device, fsdp)
 optimizers = optim.optimizers_for(model, optimizer, learning_rate, weight_decay, (beta1, beta2))
-number = checkpoint.pick_dtype(dtype, device)
+number = machine.pick_dtype(dtype, device)
 autocast = nullcontext() if number == torch.float32 else torch.autocast(device.split(':')[0], dtype=number)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
 step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one
 if state:
     for o, saved in zip(optimizers, state['optimizers'], strict=True):
-        o.load_state_dict(saved)
+        o.load_state_dict(distributed.parted(saved, o))
     scaler.load_state_dict(state['scaler'])
     step, best_val_loss, worse = state['step'], state['best_val_loss'], state['worse']
     del state, saved
-forward = torch.compile(model) if compile else model
-if world > 1:
-    forward = DistributedDataParallel(forward, device_ids=[torch.device(device).index] if device.startswith('cuda') else None)
+forward = distributed.join(torch.compile(model) if compile else model, device, fsdp)
 
 
 def validate():
     """Exact validation loss, nats a token: the whole split, each token predicted once; the processes share the work."""
     ids = np.concatenate([[tokenizer.eot_id], data['val']])
     blocks = [ids[i:i + block_size + 1] for i in range(0, len(ids) - 1, block_size)]
+    mine = blocks[rank::world]
+    padding = blocks[:-(-len(blocks) // world) - len(mine)]  # FSDP's processes compute in step: to each as many blocks
     with autocast:
-        nll = score(model, blocks[rank::world], batch_size=max(1, min(micro_batch, 16384 // block_size)))
-    total = torch.tensor(sum(x.sum() for x in nll), dtype=torch.float64)
-    if world > 1:
-        total = total.to(device)
-        dist.all_reduce(total)
-    return total.item() / (len(ids) - 1)
+        nll = score(model, mine + padding, batch_size=max(1, min(micro_batch, 16384 // block_size)))
+    return distributed.total(torch.tensor(sum(x.sum() for x in nll[:len(mine)]), dtype=torch.float64)).item() / (len(ids) - 1)
 
 
-def save_state():
-    """Write train_state.pt: all that resuming needs."""
+def save(best=False):
+    """Write train_state.pt, all that resuming needs; and before it, if it is the best so far, the model folder."""
+    weights = distributed.whole(model.state_dict(keep_vars=True))
+    adapted = distributed.whole([o.state_dict() for o in optimizers])
+    if master and best:
+        checkpoint.save_model(out_dir, model, tokenizer, weights)
     if master:
-        checkpoint.save_state(out_dir, {
-            'model': model.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(),
-            'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse})
+        checkpoint.save_state(out_dir, {'model': weights, 'optimizers': adapted, 'scaler': scaler.state_dict(), 'made_of': made_of,
+                                        'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse})
 
 
 def say(text):
@@ -173,6 +178,15 @@ def say(text):
     if master:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+
+
+def check(losses, norms):
+    """End the run, in all processes, where a loss or gradient norm of the last steps is no number; best before saving."""
+    for i, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
+            bar.close()
+            raise SystemExit(f'Step {i}: loss {loss}, gradient norm {norm}. Training stops; what {out_dir} holds is intact. A lower '
+                             'learning_rate or more warmup_iters may help.' if master else 1)
 
 
 # --- what is about to happen ------------------------------------------------------------------------------------------
@@ -194,9 +208,12 @@ if step >= max_iters:
     say(f'{out_dir} is at step {step:,} of {max_iters:,}: nothing to do.')
     raise SystemExit(0)
 if master:
+    files.hold(out_dir)
     log = RunLog(out_dir, step, settings, meta)
     if wandb_log:
         log.to_wandb(wandb_project, wandb_run_name)
+if init_from != 'resume':
+    save()  # a full or read-only disk shows now, and a run killed before its first checkpoint can be resumed too
 
 # --- the training loop ------------------------------------------------------------------------------------------------
 
@@ -225,7 +242,7 @@ while step < max_iters:
     for micro in range(micro_steps):
         x, y = datasets.batch(data['train'], first + micro * micro_batch * world, micro_batch, block_size, seed)
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        with forward.no_sync() if world > 1 and micro < micro_steps - 1 else nullcontext():  # gradients meet once a step
+        with forward.no_sync() if hasattr(forward, 'no_sync') and micro < micro_steps - 1 else nullcontext():  # gradients meet once a step
             with autocast:
                 loss = forward(x, y) / micro_steps
             scaler.scale(loss).backward()
@@ -233,6 +250,7 @@ while step < max_iters:
     for o in optimizers:
         scaler.unscale_(o)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    norm = norm.full_tensor() if distributed.is_part(norm) else norm
     for o in optimizers:
         scaler.step(o)
         o.zero_grad(set_to_none=True)
@@ -241,19 +259,12 @@ while step < max_iters:
     bar.update(1)
     pending.append(torch.stack([loss_sum, norm]))
     timed = checkpoint_minutes and time.time() - last_save > 60 * checkpoint_minutes
+    stop, timed = distributed.agree(stop_signal, timed)
     evaluate = step % eval_interval == 0 or step == max_iters
-    save = evaluate or stop_signal or timed or (checkpoint_interval and step % checkpoint_interval == 0)
-    if save or step % log_interval == 0:  # the one place that waits for the device
-        figures = torch.stack(pending)
-        if world > 1:
-            dist.all_reduce(figures)
-            figures /= world
-        losses, norms = figures.T.tolist()
-        for i, (loss, norm) in enumerate(zip(losses, norms)):
-            if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
-                bar.close()
-                raise SystemExit(f'Step {step - len(losses) + i + 1}: loss {loss}, gradient norm {norm}. Training stops; what '
-                                 f'{out_dir} holds is intact. A lower learning_rate or more warmup_iters may help.')
+    save_now = evaluate or stop or timed or (checkpoint_interval and step % checkpoint_interval == 0)
+    if save_now or step % log_interval == 0:  # the one place that waits for the device
+        losses, norms = (distributed.total(torch.stack(pending)) / world).T.tolist()
+        check(losses, norms)
         speed = (step - mark[0]) * step_tokens / (time.time() - mark[1])
         pending, mark = [], (step, time.time())
         bar.set_postfix_str(f'loss {losses[-1]:.3f}{val_note}, {speed:,.0f} tokens/s')
@@ -262,26 +273,23 @@ while step < max_iters:
                     tokens_per_s=round(speed))
     if evaluate:
         val_loss = validate()
+        check([val_loss], norms[-1:])
         better = val_loss < best_val_loss
         best_val_loss, worse = (val_loss, 0) if better else (best_val_loss, worse + 1)
         val_note = f', val {val_loss:.3f}'
         say(f'step {step:>6,}  loss {losses[-1]:.4f}  val loss {val_loss:.4f}{" *" * better:2}  {speed:,.0f} tokens/s')
         if master:
             log.add(step=step, val_loss=val_loss)
-            if better:
-                checkpoint.save_model(out_dir, model, tokenizer)
             log.plot(f'loss (nats a token, {tokenizer.kind})')
-    if save:
-        save_state()
+    if save_now:
+        save(best=evaluate and better)
         last_save, mark = time.time(), (step, time.time())
-    if stop_signal:
+    if stop:
         bar.close()
         say(f'Stopped at step {step:,} and saved; go on with --init_from=resume.')
-        raise SystemExit(128 + stop_signal)
+        raise SystemExit(128 + int(stop))
     if patience and worse >= patience:
         say(f'No better validation loss in {patience} evaluations: stopping early.')
         break
 bar.close()
 say(f'{out_dir}: best validation loss {best_val_loss:.4f} nats a token. Next: python completion.py --out_dir={out_dir}')
-if world > 1:
-    dist.destroy_process_group()

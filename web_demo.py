@@ -11,7 +11,7 @@ import os
 import random
 import re
 
-from configurator import HERE, configure
+import configurator
 
 model_dir = ''  # a model folder, or a folder of them, besides the out* folders here; '' = none
 host = '127.0.0.1'  # address to listen on; 127.0.0.1 = this machine alone
@@ -24,7 +24,12 @@ visitors = 10  # generations side by side; the next ones wait in line
 queue_size = 40  # places in that line; who comes later is told so
 device = 'auto'  # auto, cpu, cuda, mps
 dtype = 'auto'  # auto, float32, bfloat16, float16
-configure(globals())
+configurator.configure(globals())
+login = os.environ.get(auth, '') if auth else ''
+if auth and not (login.partition(':')[0] and login.partition(':')[2]):
+    raise SystemExit(f'--auth={auth}: the environment variable {auth} must hold user:password.')
+if model_dir and not os.path.isdir(model_dir):
+    raise SystemExit(f'--model_dir={model_dir}: no such folder.')
 
 # Gradio reads these when it is imported: tell nobody about visitors, keep no table of their requests.
 os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ANALYTICS_MAX_EVENTS='100',
@@ -32,20 +37,28 @@ os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1'
 import gradio as gr  # after configure, so that --help and a mistyped setting answer at once
 
 import checkpoint
+import machine
 from serving import DEFAULTS, LIMITS, LOOK_BACK, Refusal, Shelf, clean
 
 WORDS = {  # Chinese, English; Gradio's page picks by the browser's language
-    'title': ('词间', 'thuclGPT'), 'subtitle': ('你起一句,它接着往下唱。', 'You begin a line, it sings on.'),
+    'subtitle': ('你起一句，它接着往下唱。', 'You begin a line, it sings on.'),
     'model': ('模型', 'Model'), 'line': ('写一句开头……', 'Write a line …'), 'tuning': ('调音', 'Tuning'),
-    'song': ('接着上文写(关掉:每句另起一首)', 'Go on with the song (off: each line begins a new one)'),
-    'max_new_tokens': ('长度(词元)', 'Length (tokens)'), 'temperature': ('温度(0 = 最稳)', 'Temperature (0 = plainest)'),
-    'top_k': ('top-k(0 = 不限)', 'top-k (0 = off)'), 'top_p': ('top-p(1 = 不限)', 'top-p (1 = off)'),
-    'repetition_penalty': ('重复惩罚(1 = 无)', 'Repetition penalty (1 = off)'), 'num_samples': ('一次写几稿', 'Drafts'),
-    'seed': ('种子(0 = 每次不同)', 'Seed (0 = always new)')}
+    'song': ('接着上文写', 'Go on with the song'),
+    'max_new_tokens': ('长度（词元）', 'Length (tokens)'), 'temperature': ('温度（0 = 最稳）', 'Temperature (0 = plainest)'),
+    'top_k': ('top-k（0 = 不限）', 'top-k (0 = off)'), 'top_p': ('top-p（1 = 不限）', 'top-p (1 = off)'),
+    'repetition_penalty': ('重复惩罚（1 = 无）', 'Repetition penalty (1 = off)'), 'num_samples': ('一次写几稿', 'Drafts'),
+    'seed': ('种子（0 = 每次不同）', 'Seed (0 = always new)')}
 NAMES = {'out-lyric-char': ('字', 'characters'), 'out-lyric-word': ('词', 'words'), 'out-lyric-ft': ('中文 GPT-2', 'fine-tuned'),
          'out-lyric-ft-word': ('中文 GPT-2 · 词', 'fine-tuned, words'), 'out-quickstart': ('小样', 'quickstart')}
-CSS = """
-"""
+LOOK = {  # of Gradio's theme: by day, by night. Paper, ink, and one seal's red.
+    'body_background_fill': ('#f5f0e6', '#1a1917'), 'body_text_color': ('#2f2b26', '#e2dbcd'),
+    'body_text_color_subdued': ('#877e70', '#968d7f'), 'block_label_text_color': ('#877e70', '#968d7f'),
+    'block_background_fill': ('transparent', 'transparent'), 'block_border_color': ('transparent', 'transparent'),
+    'block_title_text_color': ('#877e70', '#968d7f'), 'input_background_fill': ('#fdfaf3', '#24221f'),
+    'border_color_primary': ('#e3dac8', '#3a362f'), 'input_border_color': ('#e3dac8', '#3a362f'),
+    'background_fill_primary': ('#fdfaf3', '#24221f'), 'background_fill_secondary': ('#f5f0e6', '#1a1917'),
+    'slider_color': ('#a8453a', '#c9695c'), 'checkbox_background_color_selected': ('#a8453a', '#c9695c'),
+    'checkbox_border_color_selected': ('#a8453a', '#c9695c'), 'checkbox_border_color_focus': ('#a8453a', '#c9695c')}
 # What the page needs of Gradio's server. The rest (uploads, files, proxies, run history, monitoring) is not reachable.
 DOORS = re.compile(r'/(|config|theme\.css|login|logout|manifest\.json|favicon\.ico|robots\.txt|(assets|static|svelte)/.*'
                    r'|gradio_api/(info|app_id|login_check|startup-events|theme\.css|cancel|reset|queue/(join|data)'
@@ -98,36 +111,40 @@ def welcome(chosen, request: gr.Request):
     models = model_list(chosen, request)
     if not models['choices']:
         return models, gr.update(examples=None, placeholder=say(
-            request, '还没有模型。先训练一个:\n\n`python train.py config/quickstart.py`\n\n然后刷新这一页。',
+            request, '还没有模型。先训练一个：\n\n`python train.py config/quickstart.py`\n\n然后刷新这一页。',
             'There is no model yet. Train one:\n\n`python train.py config/quickstart.py`\n\nthen reload this page.'))
-    path = 'prompt.txt' if os.path.exists('prompt.txt') else os.path.join(HERE, 'prompt.txt')
+    path = 'prompt.txt' if os.path.exists('prompt.txt') else os.path.join(configurator.HERE, 'prompt.txt')
     with open(path, encoding='utf-8-sig') as f:
         lines = [line.strip() for line in f if line.strip()]
     return models, gr.update(examples=[{'text': line} for line in lines[:6]],
-                             placeholder=say(request, '写一句,或点一句:', 'Write a line, or take one of these:'))
+                             placeholder=say(request, '写一句，或点一句：', 'Write a line, or take one of these:'))
 
 
 def sheet(turns):
-    """The conversation as Chatbot messages: plain text, never Markdown or HTML. Several drafts can be chosen from."""
+    """
+    The conversation as Chatbot messages. Gradio renders messages as HTML even with render_markdown=False (and then
+    sanitizes them: <b> would vanish); an invisible word joiner behind < and & leaves a browser nothing but text to see.
+    """
     messages = []
     for turn in turns:
-        if turn['line']:
-            messages.append({'role': 'user', 'content': {'type': 'text', 'text': turn['line']}})
-        for i, draft in enumerate(turn['drafts']):
-            choice = [{'label': turn['keep'], 'value': str(i)}] if turn is turns[-1] and turn['keep'] else []
-            if draft:
-                messages.append({'role': 'assistant', 'content': {'type': 'text', 'text': draft}, 'options': choice})
+        for role, text in [('user', turn['line']), *(('assistant', draft) for draft in turn['drafts'])]:
+            if text:
+                text = re.sub(r'[<&](?=[!/?#A-Za-z0-9])', '\\g<0>\u2060', text)
+                messages.append({'role': role, 'content': {'type': 'text', 'text': text}})
+    if turns and turns[-1]['keep'] and any(turns[-1]['drafts']):  # several drafts: one may be chosen
+        messages[-1]['options'] = [{'label': turns[-1]['keep'].format(i + 1), 'value': str(i)}
+                                   for i in range(len(turns[-1]['drafts']))]
     return messages
 
 
 def settle(turns, request: gr.Request):
     """The page at rest, after the end or after Stop: drafts to choose from, and the button that sends."""
     if turns and len(turns[-1]['drafts']) > 1:
-        turns[-1]['keep'] = say(request, '留这一稿', 'Keep this one')
+        turns[-1]['keep'] = say(request, '留第 {} 稿', 'Keep draft {}')
     return sheet(turns), gr.update(submit_btn=True, stop_btn=False)
 
 
-def answer(line, turns, name, song, *numbers, request: gr.Request):
+def answer(request: gr.Request, line, turns, name, song, *numbers):
     """Sing on from the visitor's line, or from the song so far. `turns` is the visitor's own, changed in place."""
     options, note = dict(zip(LIMITS, numbers)), ''
     options['seed'] = options['seed'] or random.randrange(1, 2**31)
@@ -145,15 +162,15 @@ def answer(line, turns, name, song, *numbers, request: gr.Request):
         note = say(request, '种子', 'seed') + f' {options["seed"]}'
     except Refusal as refusal:
         turns[:] = [t for t in turns if t is not turn]
-        gr.Warning(say(request, *refusal.args), title='')
+        gr.Warning(say(request, *refusal.args), title=say(request, '提示', 'Note'))
         yield sheet(turns), gr.update(value=turn['line']), ''
     yield *settle(turns, request), note
 
 
-def again(line, turns, *rest, request: gr.Request):
+def again(request: gr.Request, line, turns, *rest):
     """Sing the last turn anew."""
     if turns:
-        yield from answer(turns.pop()['line'], turns, *rest, request=request)
+        yield from answer(request, turns.pop()['line'], turns, *rest)
 
 
 def undo(turns, request: gr.Request):
@@ -166,6 +183,11 @@ def undo(turns, request: gr.Request):
 def clear(turns, request: gr.Request):
     turns.clear()
     return settle(turns, request)
+
+
+def example(event: gr.SelectData):
+    """The line of prompt.txt that was clicked."""
+    return event.value['text']
 
 
 def keep(turns, event: gr.SelectData):
@@ -192,38 +214,36 @@ def complete(prompt: str, model: str = '', max_new_tokens: int = DEFAULTS['max_n
 
 # --- the page itself --------------------------------------------------------------------------------------------------
 
-login = os.environ.get(auth, '') if auth else ''
-if auth and not (login.partition(':')[0] and login.partition(':')[2]):
-    raise SystemExit(f'--auth={auth}: the environment variable {auth} must hold user:password.')
-if model_dir and not os.path.isdir(model_dir):
-    raise SystemExit(f'--model_dir={model_dir}: no such folder.')
-device = checkpoint.pick_device(device)
-shelf = Shelf(model_dir, device, checkpoint.pick_dtype(dtype, device), cache_gb * 1e9)
+device = machine.pick_device(device)
+shelf = Shelf(model_dir, device, machine.pick_dtype(dtype, device), cache_gb * 1e9)
 words = gr.I18n(zh={k: v[0] for k, v in WORDS.items()}, en={k: v[1] for k, v in WORDS.items()})
+
+theme = gr.themes.Base(font=['system-ui', 'PingFang SC', 'Noto Sans CJK SC', 'Microsoft YaHei', 'sans-serif']).set(
+    **{name: day for name, (day, _) in LOOK.items()}, **{name + '_dark': night for name, (_, night) in LOOK.items()})
 
 with gr.Blocks(title='thuclGPT', analytics_enabled=False) as page:
     turns = gr.State([], time_to_live=24 * 3600)
-    gr.Markdown(words('title'), elem_id='title')
+    gr.Markdown('thuclGPT', elem_id='title')
     gr.Markdown(words('subtitle'), elem_id='subtitle')
     models = gr.Dropdown([], label=words('model'), filterable=False, elem_id='models', interactive=True)
     chat = gr.Chatbot(show_label=False, render_markdown=False, latex_delimiters=[], allow_tags=False, buttons=['copy'],
                       group_consecutive_messages=False, layout='panel', height='56vh', feedback_options=None, elem_id='chat')
-    box = gr.Textbox(show_label=False, placeholder=words('line'), max_lines=6, submit_btn=True, autofocus=True, elem_id='box')
+    box = gr.Textbox(show_label=False, placeholder=words('line'), max_lines=6, submit_btn=True, elem_id='box')
     with gr.Row(elem_id='below'):
         song = gr.Checkbox(True, label=words('song'), container=False, elem_id='song')
         note = gr.Markdown('', elem_id='note')
-    with gr.Accordion(words('tuning'), open=False, elem_id='tuning'):
-        numbers = [gr.Number(default, label=words(name), precision=0, minimum=low, maximum=high, min_width=150)
+    with gr.Accordion(words('tuning'), open=False, elem_id='tuning'), gr.Row():
+        numbers = [gr.Number(default, label=words(name), precision=0, minimum=low, maximum=high, min_width=240)
                    if name == 'seed' else
-                   gr.Slider(low, high, default, step=step, label=words(name), min_width=150)
+                   gr.Slider(low, high, default, step=step, label=words(name), min_width=240)
                    for name, (low, high, default, step) in LIMITS.items()]
 
     private, heavy = {'api_visibility': 'private', 'show_progress': 'hidden'}, {'concurrency_id': 'sing'}
     ask = dict(inputs=[box, turns, models, song, *numbers], outputs=[chat, box, note], **heavy, **private)
     page.load(welcome, models, [models, chat], **private)
     models.focus(model_list, models, models, **private)
-    example = chat.example_select(lambda event: event.value['text'], None, box, **private)
-    singing = [box.submit(answer, **ask), example.then(answer, **ask), chat.retry(again, **ask)]
+    picked = chat.example_select(example, None, box, **private)
+    singing = [box.submit(answer, **ask), picked.then(answer, **ask), chat.retry(again, **ask)]
     light = dict(cancels=singing, **private)
     box.stop(settle, turns, [chat, box], **light)
     chat.undo(undo, turns, [chat, box], **light)
@@ -235,6 +255,6 @@ with gr.Blocks(title='thuclGPT', analytics_enabled=False) as page:
 
 page.queue(max_size=queue_size, default_concurrency_limit=visitors)
 page.launch(server_name=host, server_port=port, inbrowser=open_browser, share=share, ssr_mode=False, mcp_server=False,
-            auth=tuple(login.split(':', 1)) if login else None, css=CSS, i18n=words, theme=gr.themes.Base(),
+            auth=tuple(login.split(':', 1)) if login else None, css_paths=os.path.join(configurator.HERE, 'web_demo.css'), i18n=words, theme=theme,
             footer_links=[], run_history=False, enable_monitoring=False, pwa=False, state_session_capacity=500,
             max_file_size=1, app_kwargs={'middleware': [(Gate, (), {})], 'docs_url': None, 'redoc_url': None})
