@@ -211,11 +211,11 @@ def server(monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 64 KiB, where this process may mount one."""
+    """A disk of 128 KiB, where this process may mount one."""
     folder = tmp_path / 'disk'
     folder.mkdir()
     if not sys.platform.startswith('linux') or subprocess.run(
-            ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', str(folder)], capture_output=True).returncode:
+            ['mount', '-t', 'tmpfs', '-o', 'size=128k', 'none', str(folder)], capture_output=True).returncode:
         pytest.skip('this process may not mount a disk')
     yield folder
     subprocess.run(['umount', '-l', str(folder)], check=True)

@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_old_model_and_the_old_state(small_disk, tiny, ch
     with pytest.raises(OSError, match='model.safetensors'):
         checkpoint.save_weights(str(small_disk / 'model.safetensors'), tiny(n_embd=64))
     with pytest.raises(OSError, match='train_state.pt|No space'):
-        checkpoint.save_state(str(small_disk), {'model': {'w': torch.zeros(1 << 15)}, 'optimizers': []})
+        checkpoint.save_state(str(small_disk), {'model': {'w': torch.zeros(1 << 16)}, 'optimizers': []})
     loaded, _ = checkpoint.load_model(str(small_disk))
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
     assert checkpoint.load_state(str(small_disk))['step'] == 1

@@ -486,7 +486,7 @@ def test_a_full_disk_leaves_the_prepared_files_alone(small_disk, tmp_path):
     source.write_text('\n\n'.join(invented(40)), encoding='utf-8')
     corpus.prepare(str(source), str(small_disk / 'lyric'))
     before = {p.name: files.sha256(str(p)) for p in (small_disk / 'lyric').iterdir()}
-    source.write_text('\n\n'.join(invented(900, seed=2)), encoding='utf-8')
+    source.write_text('\n\n'.join(invented(1500, seed=2)), encoding='utf-8')
     with pytest.raises(OSError):
         corpus.prepare(str(source), str(small_disk / 'lyric'))
     assert {p.name: files.sha256(str(p)) for p in (small_disk / 'lyric').iterdir()} == before

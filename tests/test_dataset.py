@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_old_shards(small_disk, characters):
     dataset.write(folder, characters, SONGS[:6], SONGS[6:])
     before = dataset.load(folder)[1]
     with pytest.raises(OSError):
-        dataset.write(folder, characters, SONGS * 200, SONGS[6:])
+        dataset.write(folder, characters, SONGS * 600, SONGS[6:])
     assert dataset.load(folder)[1] == before
 
 

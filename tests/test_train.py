@@ -133,7 +133,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(train, tmp_path):
     assert weights[0] == weights[1]
 
 
-KILLED = '''
+SCRIPT = '''
 import os, runpy, sys
 sys.path.insert(0, {root!r})
 import torch, dataset, runlog
@@ -164,7 +164,7 @@ runpy.run_path({root!r} + '/train.py', run_name='__main__')
 def test_a_killed_run_resumes_as_if_nothing_had_happened(train, tmp_path, data_dir, at_save):
     args = ['--dropout=0.3', '--eval_interval=7', '--checkpoint_interval=4']
     train(*args)
-    code = KILLED.format(root=ROOT, batch=10**6 if at_save else 18, at_save=at_save,
+    code = SCRIPT.format(root=ROOT, batch=10**6 if at_save else 18, at_save=at_save,
                          args=[*TRAIN, f'--data_dir={data_dir}', *args, '--out_dir=out-b'])
     process = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
@@ -327,13 +327,14 @@ def test_wandb_works_offline(train, tmp_path):
 
 
 def test_two_processes_take_the_same_steps_as_one(train, tmp_path, data_dir):
-    train('--dropout=0.0', '--max_iters=6', '--eval_interval=3')
-    args = [*TRAIN, f'--data_dir={data_dir}', '--dropout=0.0', '--max_iters=6', '--eval_interval=3', '--out_dir=out-b']
+    train('--dropout=0.0', '--max_iters=4', '--eval_interval=2')
+    args = [*TRAIN, f'--data_dir={data_dir}', '--dropout=0.0', '--max_iters=4', '--eval_interval=2', '--out_dir=out-b']
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
+    code = SCRIPT.format(root=ROOT, batch=10**6, at_save=False, args=args)  # no kill: train.py without its plots
     processes = [subprocess.Popen(  # as torchrun starts them
-        [sys.executable, os.path.join(ROOT, 'train.py'), *args], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        [sys.executable, '-c', code], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'WORLD_SIZE': '2', 'RANK': str(rank), 'LOCAL_RANK': str(rank),
              'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}) for rank in (0, 1)]
     try:
