@@ -55,9 +55,9 @@ def read_prompts(start):
                 prompts = f.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f'--start={start}: cannot be read ({error}).') from error
-    prompts = [p.strip() for p in prompts if p.strip()]
+    prompts = [p.strip().encode('utf-8', 'replace').decode() for p in prompts if p.strip()]  # bytes that are no text become '?'
     if not prompts:
-        raise SystemExit(f'--start={start}: there is no text to continue.')
+        raise SystemExit(f'--start={start.strip()}: there is no text to continue.')
     return prompts
 
 

@@ -37,8 +37,9 @@ def configure(script, argv=None):
     for arg in argv:
         if arg.startswith('-'):
             key, equals, text = arg.lstrip('-').partition('=')
-            check_known(key, settings, arg)
-            settings[key] = parse(key, text, settings[key], equals, arg)
+            where = arg if arg.isprintable() else repr(arg)
+            check_known(key, settings, where)
+            settings[key] = parse(key, text, settings[key], equals, where)
     script.update(settings)
     sys.excepthook = _one_line_for_the_machine
     return settings
@@ -48,14 +49,14 @@ def run_config_file(path, settings):
     """Execute a config file over `settings`, in place. A path not found here is looked up beside the scripts."""
     found = next((p for p in (path, os.path.join(HERE, path)) if os.path.isfile(p)), None)
     if found is None:
-        raise SystemExit(f'{path}: no such config file. (A setting is written --name=value.)')
+        raise SystemExit(f'{path if path.isprintable() else repr(path)}: no such config file. (A setting is written --name=value.)')
     names = dict(settings)
     try:
         with open(found, encoding='utf-8') as f:
             exec(compile(f.read(), found, 'exec'), names)
     except Exception as error:  # the file is the user's program: anything may go wrong in it
         line = getattr(error, 'lineno', None) or _line_of(error, found)
-        raise SystemExit(f'{path}, line {line}: {type(error).__name__}: {error}') from error
+        raise SystemExit(f'{path}, line {line}: {type(error).__name__}: {" ".join(str(error).split())}') from error
     for key, value in names.items():
         if not key.startswith('_') and type(value).__name__ != 'module':
             check_known(key, settings, path)
@@ -72,13 +73,16 @@ def parse(key, text, default, equals, where):
         return text
     try:
         value = ast.literal_eval(text.capitalize() if text.lower() in ('true', 'false') else text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
+    value = value if type(value) in (bool, int, float, str) else text  # a list, a dict
     return check_type(key, value, default, where)
 
 
 def check_type(key, value, default, where):
     """`value` as the type of `default`: ints widen to float, whole floats (1e4) pass for ints, nothing else changes."""
+    if type(value) is int and abs(value) >= 1 << 63:
+        raise SystemExit(f'{where[:80]}: {key} must be smaller in size than 2**63.')
     if type(value) is type(default):
         return value
     if type(default) is float and type(value) is int:

@@ -10,8 +10,10 @@ import hashlib
 import html
 import io
 import json
+import lzma
 import os
 import re
+import stat
 import tarfile
 import urllib.parse
 import zipfile
@@ -29,7 +31,8 @@ THUCLGPT_IDS = {'train': 'ec12f4efb4010bd960ed2d6064acaadd52854ec2', 'valid': '2
                 'test': 'f325852cd9f18e86b7dc363664e86986ebe498af'}
 SONGCI = 'https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/99ebbef7e1345c0985c44b9fd96a3f9e776f117b/'
 SONGCI_FILES = [*(f'宋词/ci.song.{n}.json' for n in range(0, 22000, 1000)), '元曲/yuanqu.json']
-MAX_BYTES = 2 << 30  # of one archive, unpacked: a lyric corpus is smaller, an archive bomb is not
+MAX_BYTES = 2 << 30  # of one archive's songs, unpacked: a lyric corpus is smaller, an archive bomb is not
+MAX_RATIO = 100  # of unpacked to packed size: lyrics shrink to a third, zeros to a thousandth
 
 
 # --- cleaning ---------------------------------------------------------------------------------------------------------
@@ -53,7 +56,8 @@ def clean(text):
     '风 来了\\n走了'
     """
     lines = []
-    for line in re.split('\r\n|[\r\n\v\f\x85\u2028\u2029]', html.unescape(text)):
+    text = html.unescape(re.sub('&#[0-9]{9,};?', '', text))  # Python refuses numbers of thousands of digits
+    for line in re.split('\r\n|[\r\n\v\f\x85\u2028\u2029]', text):
         line = NOT_TEXT.sub('', line.encode('utf-8', 'replace').decode('utf-8'))  # lone surrogates become '?'
         line = ' '.join(TIME_STAMP.sub(' ', line).split())
         if line and not LRC_TAG.match(line) and not CREDIT.match(line):
@@ -173,21 +177,28 @@ def _archive_members(path):
     try:
         if path.lower().endswith('.zip'):
             with zipfile.ZipFile(path) as z:
-                infos = [(i.filename, i.file_size, False, i) for i in z.infolist() if not i.is_dir()]
+                infos = [(i.filename, i.file_size, stat.S_ISLNK(i.external_attr >> 16), i) for i in z.infolist() if not i.is_dir()]
                 yield from _safe_members(path, infos, lambda i: z.read(i))
         else:
             with tarfile.open(path) as t:
-                infos = [(m.name, m.size, not m.isfile(), m) for m in t if not m.isdir()]
+                infos = ((m.name, m.size, not m.isfile(), m) for m in t if not m.isdir())  # unpacked member by member
                 yield from _safe_members(path, infos, lambda m: t.extractfile(m).read())
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: a password
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, OverflowError) as error:
         raise ValueError(f'{path} is no whole archive: {(str(error) or "it is cut off").splitlines()[0]}') from error
 
 
 def _safe_members(path, infos, read):
-    for name, size, special, _ in infos:
+    total, wanted = 0, []
+    for info in infos:
+        name, size, special, _ = info
         if special or name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name) or re.match('[A-Za-z]:', name):
             raise ValueError(f'{path} is refused: its member {name!r} is a link or points outside')
-    wanted = sorted((i for i in infos if _holds_songs(i[0])), key=lambda i: i[0])
+        total += size
+        if total > max(MAX_RATIO * os.path.getsize(path), 64 << 20):
+            raise ValueError(f'{path} is refused: it unpacks to more than {MAX_RATIO} times its size')
+        if _holds_songs(name):
+            wanted.append(info)
+    wanted.sort(key=lambda info: info[0])
     poems = [i for i in wanted if re.search(r'(^|/)(宋词|元曲|songci|yuanqu)/(ci\.song\.\d+|.*yuanqu)\.json$', i[0])]
     wanted = poems or wanted  # of the chinese-poetry collection: the song forms, not all of Tang poetry
     if sum(i[1] for i in wanted) > MAX_BYTES:
@@ -241,6 +252,16 @@ def read_text(path):
         return [song for song in map(clean, texts_in(f.read(), os.path.basename(path), alone=True)) if song]
 
 
+def _note_of(path):
+    """What split.json says; one that is missing or damaged says that nothing was written by us."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            made = json.load(f)
+        return {'source': str(made['source']), 'sha256': dict(made['sha256'])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {'source': '', 'sha256': {}}
+
+
 def prepare(source='', folder=None, mirror=''):
     """
     {'train': songs, 'valid': songs, 'test': songs}, read from or written to `folder`/lyric_{train,valid,test}.txt.
@@ -249,8 +270,8 @@ def prepare(source='', folder=None, mirror=''):
     """
     paths = {s: os.path.join(folder, f'lyric_{s}.txt') for s in SPLITS}
     note, there = os.path.join(folder, 'split.json'), [p for p in paths.values() if os.path.exists(p)]
-    made = json.load(open(note, encoding='utf-8')) if os.path.exists(note) else {}
-    ours = bool(there) and all(made.get('sha256', {}).get(os.path.basename(p)) == files.sha256(p) for p in there)
+    made = _note_of(note)
+    ours = bool(there) and all(made['sha256'].get(os.path.basename(p)) == files.sha256(p) for p in there)
     if there and not ours and (source or len(there) < 3):
         raise SystemExit(f'{folder} holds {", ".join(map(os.path.basename, there))}, put there by hand: '
                          + ('move the files away to use --source.' if source else 'all three splits are needed.'))

@@ -39,8 +39,9 @@ def start(device, backend='auto'):
         torch.cuda.set_device(device)
     if backend == 'nccl' or backend == 'auto' and device.startswith('cuda'):
         backend = 'cpu:gloo,cuda:nccl'  # gloo for small talk: it does not wait for the cards, and notices a dead process
-    sys.excepthook = _leave_at_once(sys.excepthook)
+    sys.excepthook = hook = _leave_at_once(sys.excepthook)
     dist.init_process_group('gloo' if backend == 'auto' else backend, timeout=datetime.timedelta(minutes=10))
+    sys.excepthook = hook  # torch has put one around it, which prints only what it returns from
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return device
 

@@ -37,12 +37,16 @@ class RunLog:
             self.wandb.log(row, step=row['step'])
 
     def rows(self):
-        """All rows so far; a line that a crash cut off is left out."""
+        """All rows so far; a line that a crash cut off or a bad disk changed is left out."""
         rows = []
-        with open(self.path, encoding='utf-8') as f:
+        with open(self.path, encoding='utf-8', errors='replace') as f:
             for line in f:
-                if line.endswith('}\n'):
-                    rows.append(json.loads(line))
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(row, dict) and isinstance(row.get('step'), int):
+                    rows.append(row)
         return rows
 
     def plot(self, ylabel):

@@ -12,6 +12,7 @@ import glob
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -46,7 +47,8 @@ def clean(line):
     """A line of an asker without control characters and half surrogates. Refuses one that is too long."""
     line = str(line or '')
     if len(line) > LONGEST:
-        raise Refusal(f'太长了：{len(line):,} 字，最多 {LONGEST:,} 字。', f'Too long: {len(line):,} characters, {LONGEST:,} at most.')
+        raise Refusal(f'太长了：{len(line):,} 字，最多 {LONGEST:,} 字。',
+                      f'Too long: {len(line):,} characters, {LONGEST:,} at most.')
     line = line.replace('\r\n', '\n').replace('\r', '\n').replace('\t', ' ')
     return ''.join(c for c in line if c == '\n' or unicodedata.category(c) not in ('Cc', 'Cs')).strip()
 
@@ -91,7 +93,7 @@ class Shelf:
         self.engine = ThreadPoolExecutor(1, 'engine')
 
     def names(self):
-        """{name: model folder} of all there are now, the newest first. Askers send names, so no other folder is opened."""
+        """{name: model folder} of all there are, the newest first. Askers send names, so no other folder is opened."""
         files = glob.glob(os.path.join('out*', 'model.safetensors'))
         for depth in ('', '*') if self.folder else ():
             files += glob.glob(os.path.join(glob.escape(self.folder), depth, 'model.safetensors'))
@@ -158,3 +160,37 @@ class Shelf:
         finally:
             print(f'{name}: {end} after {max(map(len, rows))} of {most} tokens x {count}, '
                   f'{time.monotonic() - began:.2f} s, seed {seed}', file=sys.stderr, flush=True)
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+# What the page needs of Gradio's server. The rest (uploads, files, proxies, run history, monitoring) is not reachable.
+DOORS = re.compile(r'/(|config|theme\.css|login|logout|manifest\.json|favicon\.ico|robots\.txt'
+                   r'|(assets|static|svelte)/.*|gradio_api/(info|app_id|login_check|startup-events|theme\.css'
+                   r'|cancel|reset|queue/(join|data)|heartbeat/.*|call/.*|run/.*|api/.*))/?')
+POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"  # Gradio evals
+
+
+class Gate:
+    """
+    ASGI middleware: 404 to all but DOORS, 413 to a request larger than the page's own, and a policy that lets a
+    browser load nothing from another server.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
+        size = dict(scope['headers']).get(b'content-length', b'0' if scope['method'] in ('GET', 'HEAD') else b'')
+        status = 404 if not DOORS.fullmatch(scope['path']) else 413 if not size.isdigit() or int(size) > 200_000 else 0
+        if status:
+            await send({'type': 'http.response.start', 'status': status, 'headers': [(b'content-length', b'0')]})
+            return await send({'type': 'http.response.body', 'body': b''})
+
+        async def guarded(message):
+            if message['type'] == 'http.response.start':
+                message['headers'] = [*message['headers'], (b'content-security-policy', POLICY)]
+            await send(message)
+        await self.app(scope, receive, guarded)

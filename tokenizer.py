@@ -131,7 +131,10 @@ def build_words(songs, vocab_size=30000):
     import sentencepiece
     lines = [line for song in songs for line in song.split(NEWLINE) if line]
     characters = set(''.join(lines))
-    carries = 256 + 3 + len(characters) + sum(map(len, lines)) // 100
+    least = 256 + 3 + len(characters)
+    carries = least + sum(map(len, lines)) // 100
+    if vocab_size < least:
+        raise SystemExit(f'vocab_size={vocab_size:,} is too small: the bytes and the characters of this corpus alone are {least:,}.')
     if carries < vocab_size:
         print(f'{vocab_size:,} pieces were asked for; {sum(map(len, lines)):,} characters carry {carries:,}')
     out = io.BytesIO()

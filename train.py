@@ -118,9 +118,9 @@ if init_from == 'scratch':
     model = GPT(GPTConfig(block_size, meta['vocab_size'], n_layer, n_head, n_embd, dropout, attn_dropout, bias))
 elif init_from == 'resume':
     state = checkpoint.load_state(out_dir)
-    if state['made_of'] != made_of:
-        raise SystemExit(f'{dataset} is not what the run in {out_dir} began with. To train its model on other data, give '
-                         f'--init_from={out_dir} and a new --out_dir.')
+    if not isinstance(state, dict) or state.get('made_of') != made_of:
+        raise SystemExit(f'{dataset} is not what the run of {out_dir}/train_state.pt began with. To train its model on other data, '
+                         f'give --init_from={out_dir} and a new --out_dir.')
     model = GPT(GPTConfig(**{**state['config'], 'dropout': dropout, 'attn_dropout': attn_dropout}))
     model.load_state_dict(state['model'])
 else:
@@ -139,6 +139,8 @@ model.gradient_checkpointing = gradient_checkpointing
 model = distributed.place(model, device, fsdp)
 optimizers = optim.optimizers_for(model, optimizer, learning_rate, weight_decay, (beta1, beta2))
 number = machine.pick_dtype(dtype, device)
+if fsdp and number == torch.float16:
+    raise SystemExit('--fsdp does not go with --dtype=float16, whose scaler would have to agree: take bfloat16 or float32.')
 autocast = nullcontext() if number == torch.float32 else torch.autocast(device.split(':')[0], dtype=number)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
 step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one

@@ -38,7 +38,7 @@ import gradio as gr  # after configure, so that --help and a mistyped setting an
 
 import checkpoint
 import machine
-from serving import DEFAULTS, LIMITS, LOOK_BACK, Refusal, Shelf, clean
+from serving import DEFAULTS, LIMITS, LOOK_BACK, Gate, Refusal, Shelf, clean
 
 WORDS = {  # Chinese, English; Gradio's page picks by the browser's language
     'subtitle': ('你起一句，它接着往下唱。', 'You begin a line, it sings on.'),
@@ -48,7 +48,8 @@ WORDS = {  # Chinese, English; Gradio's page picks by the browser's language
     'top_k': ('top-k（0 = 不限）', 'top-k (0 = off)'), 'top_p': ('top-p（1 = 不限）', 'top-p (1 = off)'),
     'repetition_penalty': ('重复惩罚（1 = 无）', 'Repetition penalty (1 = off)'), 'num_samples': ('一次写几稿', 'Drafts'),
     'seed': ('种子（0 = 每次不同）', 'Seed (0 = always new)')}
-NAMES = {'out-lyric-char': ('字', 'characters'), 'out-lyric-word': ('词', 'words'), 'out-lyric-ft': ('中文 GPT-2', 'fine-tuned'),
+NAMES = {'out-lyric-char': ('字', 'characters'), 'out-lyric-word': ('词', 'words'),
+         'out-lyric-ft': ('中文 GPT-2', 'fine-tuned'),
          'out-lyric-ft-word': ('中文 GPT-2 · 词', 'fine-tuned, words'), 'out-quickstart': ('小样', 'quickstart')}
 LOOK = {  # of Gradio's theme: by day, by night. Paper, ink, and one seal's red.
     'body_background_fill': ('#f5f0e6', '#1a1917'), 'body_text_color': ('#2f2b26', '#e2dbcd'),
@@ -59,34 +60,6 @@ LOOK = {  # of Gradio's theme: by day, by night. Paper, ink, and one seal's red.
     'background_fill_primary': ('#fdfaf3', '#24221f'), 'background_fill_secondary': ('#f5f0e6', '#1a1917'),
     'slider_color': ('#a8453a', '#c9695c'), 'checkbox_background_color_selected': ('#a8453a', '#c9695c'),
     'checkbox_border_color_selected': ('#a8453a', '#c9695c'), 'checkbox_border_color_focus': ('#a8453a', '#c9695c')}
-# What the page needs of Gradio's server. The rest (uploads, files, proxies, run history, monitoring) is not reachable.
-DOORS = re.compile(r'/(|config|theme\.css|login|logout|manifest\.json|favicon\.ico|robots\.txt|(assets|static|svelte)/.*'
-                   r'|gradio_api/(info|app_id|login_check|startup-events|theme\.css|cancel|reset|queue/(join|data)'
-                   r'|heartbeat/.*|call/.*|run/.*|api/.*))/?')
-
-
-class Gate:
-    """Answers 404 to all but DOORS, 413 to a request larger than a page's; forbids the page to load from elsewhere."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http':
-            return await self.app(scope, receive, send)
-        size = dict(scope['headers']).get(b'content-length', b'0' if scope['method'] in ('GET', 'HEAD') else b'')
-        status = 404 if not DOORS.fullmatch(scope['path']) else 413 if not size.isdigit() or int(size) > 200_000 else 0
-        if status:
-            await send({'type': 'http.response.start', 'status': status, 'headers': [(b'content-length', b'0')]})
-            return await send({'type': 'http.response.body', 'body': b''})
-
-        async def guarded(message):
-            if message['type'] == 'http.response.start':
-                message['headers'] = [*message['headers'], (b'content-security-policy', b"default-src 'self' data: blob: "
-                                                            b"'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'")]
-            await send(message)
-        await self.app(scope, receive, guarded)
-
 
 # --- what happens on the page -----------------------------------------------------------------------------------------
 
@@ -141,17 +114,20 @@ def settle(turns, request: gr.Request):
     """The page at rest, after the end or after Stop: drafts to choose from, and the button that sends."""
     if turns and len(turns[-1]['drafts']) > 1:
         turns[-1]['keep'] = say(request, '留第 {} 稿', 'Keep draft {}')
-    return sheet(turns), gr.update(submit_btn=True, stop_btn=False)
+    return sheet(turns), gr.update(submit_btn=True, stop_btn=False), turns[-1]['note'] if turns else ''
 
 
 def answer(request: gr.Request, line, turns, name, song, *numbers):
     """Sing on from the visitor's line, or from the song so far. `turns` is the visitor's own, changed in place."""
-    options, note = dict(zip(LIMITS, numbers)), ''
+    options = dict(zip(LIMITS, numbers))
     options['seed'] = options['seed'] or random.randrange(1, 2**31)
-    turn = {'line': line, 'drafts': [], 'keep': ''}
+    turn = {'line': line, 'drafts': [], 'keep': '', 'note': f'{say(request, "种子", "seed")} {options["seed"]}'}
     try:
         turn['line'] = line = clean(line)
-        before = turns[-1]['text'] + ''.join(turns[-1]['drafts'][:1]).rstrip() if song and turns else ''
+        before = ''
+        if song and turns:
+            turns[-1]['drafts'] = turns[-1]['drafts'][:1]  # where none was chosen the song goes on from the first
+            before = turns[-1]['text'] + ''.join(turns[-1]['drafts']).rstrip()
         turn['text'] = '\n'.join(filter(None, (before, line)))[-LOOK_BACK:]
         if not turn['text']:
             raise Refusal('先写一句。', 'Write a line first.')
@@ -159,12 +135,13 @@ def answer(request: gr.Request, line, turns, name, song, *numbers):
         yield sheet(turns), gr.update(value='', submit_btn=False, stop_btn=True), ''
         for turn['drafts'] in shelf.sing(name, turn['text'], options):
             yield sheet(turns), gr.skip(), gr.skip()
-        note = say(request, '种子', 'seed') + f' {options["seed"]}'
+        if not any(turn['drafts']):
+            turn['note'] = say(request, '它觉得这首歌已经唱完了。', 'To the model this song is over.')
     except Refusal as refusal:
         turns[:] = [t for t in turns if t is not turn]
         gr.Warning(say(request, *refusal.args), title=say(request, '提示', 'Note'))
         yield sheet(turns), gr.update(value=turn['line']), ''
-    yield *settle(turns, request), note
+    yield settle(turns, request)
 
 
 def again(request: gr.Request, line, turns, *rest):
@@ -176,8 +153,8 @@ def again(request: gr.Request, line, turns, *rest):
 def undo(turns, request: gr.Request):
     """Take the last turn back; its line returns to the box."""
     line = turns.pop()['line'] if turns else ''
-    chat, box = settle(turns, request)
-    return chat, {**box, 'value': line}
+    chat, box, note = settle(turns, request)
+    return chat, {**box, 'value': line}, note
 
 
 def clear(turns, request: gr.Request):
@@ -198,8 +175,9 @@ def keep(turns, event: gr.SelectData):
 
 
 def complete(prompt: str, model: str = '', max_new_tokens: int = DEFAULTS['max_new_tokens'],
-             temperature: float = DEFAULTS['temperature'], top_k: int = DEFAULTS['top_k'], top_p: float = DEFAULTS['top_p'],
-             repetition_penalty: float = DEFAULTS['repetition_penalty'], seed: int = 0) -> str:
+             temperature: float = DEFAULTS['temperature'], top_k: int = DEFAULTS['top_k'],
+             top_p: float = DEFAULTS['top_p'], repetition_penalty: float = DEFAULTS['repetition_penalty'],
+             seed: int = DEFAULTS['seed']) -> str:
     """The continuation of `prompt` by `model` (an out* name; '' = the first), growing while it is written."""
     options = {'max_new_tokens': max_new_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p,
                'repetition_penalty': repetition_penalty, 'num_samples': 1, 'seed': seed or random.randrange(1, 2**31)}
@@ -227,7 +205,8 @@ with gr.Blocks(title='thuclGPT', analytics_enabled=False) as page:
     gr.Markdown(words('subtitle'), elem_id='subtitle')
     models = gr.Dropdown([], label=words('model'), filterable=False, elem_id='models', interactive=True)
     chat = gr.Chatbot(show_label=False, render_markdown=False, latex_delimiters=[], allow_tags=False, buttons=['copy'],
-                      group_consecutive_messages=False, layout='panel', height='56vh', feedback_options=None, elem_id='chat')
+                      group_consecutive_messages=False, layout='panel', height='56vh', feedback_options=None,
+                      elem_id='chat')
     box = gr.Textbox(show_label=False, placeholder=words('line'), max_lines=6, submit_btn=True, elem_id='box')
     with gr.Row(elem_id='below'):
         song = gr.Checkbox(True, label=words('song'), container=False, elem_id='song')
@@ -238,23 +217,21 @@ with gr.Blocks(title='thuclGPT', analytics_enabled=False) as page:
                    gr.Slider(low, high, default, step=step, label=words(name), min_width=240)
                    for name, (low, high, default, step) in LIMITS.items()]
 
-    private, heavy = {'api_visibility': 'private', 'show_progress': 'hidden'}, {'concurrency_id': 'sing'}
-    ask = dict(inputs=[box, turns, models, song, *numbers], outputs=[chat, box, note], **heavy, **private)
+    private = dict(api_visibility='private', show_progress='hidden')
+    ask = dict(inputs=[box, turns, models, song, *numbers], outputs=[chat, box, note], concurrency_id='sing', **private)
     page.load(welcome, models, [models, chat], **private)
     models.focus(model_list, models, models, **private)
     picked = chat.example_select(example, None, box, **private)
     singing = [box.submit(answer, **ask), picked.then(answer, **ask), chat.retry(again, **ask)]
-    light = dict(cancels=singing, **private)
-    box.stop(settle, turns, [chat, box], **light)
-    chat.undo(undo, turns, [chat, box], **light)
-    chat.clear(clear, turns, [chat, box], **light)
+    for trigger, function in ((box.stop, settle), (chat.undo, undo), (chat.clear, clear)):
+        trigger(function, turns, [chat, box, note], cancels=singing, **private)
     chat.option_select(keep, turns, chat, **private)
     for event in singing:
-        event.failure(settle, turns, [chat, box], **private)
+        event.failure(settle, turns, [chat, box, note], **private)
     gr.api(complete, concurrency_id='sing', concurrency_limit=visitors)
 
 page.queue(max_size=queue_size, default_concurrency_limit=visitors)
 page.launch(server_name=host, server_port=port, inbrowser=open_browser, share=share, ssr_mode=False, mcp_server=False,
-            auth=tuple(login.split(':', 1)) if login else None, css_paths=os.path.join(configurator.HERE, 'web_demo.css'), i18n=words, theme=theme,
-            footer_links=[], run_history=False, enable_monitoring=False, pwa=False, state_session_capacity=500,
-            max_file_size=1, app_kwargs={'middleware': [(Gate, (), {})], 'docs_url': None, 'redoc_url': None})
+            auth=tuple(login.split(':', 1)) if login else None, i18n=words, theme=theme,
+            css_paths=os.path.join(configurator.HERE, 'web_demo.css'), footer_links=[], run_history=False,
+            enable_monitoring=False, pwa=False, state_session_capacity=500, app_kwargs={'middleware': [(Gate, (), {})]})

@@ -13,11 +13,13 @@ import random
 import runpy
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import torch
+from tqdm import tqdm
 
 import checkpoint
 import corpus
@@ -31,7 +33,7 @@ seed = 1  # of the moments
 
 TRAIN = ('--device=cpu', '--dtype=float32', '--n_layer=2', '--n_head=2', '--n_embd=64', '--block_size=32', '--batch_size=8',
          '--dropout=0.2', '--max_iters=120', '--warmup_iters=4', '--learning_rate=3e-3', '--eval_interval=20',
-         '--checkpoint_interval=3', '--log_interval=5')
+         '--checkpoint_interval=1', '--log_interval=5')
 
 
 def _train(args, folder, environment, output):
@@ -43,6 +45,7 @@ def _train(args, folder, environment, output):
         os.dup2(f.fileno(), 2)
     torch.set_num_threads(1)
     runlog.RunLog.plot = lambda *args: None
+    tqdm.set_lock(threading.RLock())  # its own lock, between processes, would outlive a killed one
     sys.argv, code = ['train.py', *args], 0
     try:
         runpy.run_path(os.path.join(ROOT, 'train.py'), run_name='__main__')
@@ -62,7 +65,7 @@ def _train(args, folder, environment, output):
 def start(args, folder, output='output.txt', **environment):
     """Start train.py in `folder`; a multiprocessing.Process. What it prints goes to the file `output` there."""
     context = multiprocessing.get_context('forkserver')  # a clean process imports torch once; each run is a fork of it
-    context.set_forkserver_preload(['stress', 'torch.distributed.fsdp'])
+    context.set_forkserver_preload(['stress', 'distributed', 'optim', 'vocabulary', 'torch._dynamo', 'torch.distributed.fsdp'])
     process = context.Process(target=_train, args=(args, str(folder), environment, os.path.join(str(folder), output)))
     process.start()
     return process
@@ -94,15 +97,17 @@ def same(a, b):
 
 def stress(folder, args, kills, seed, show=lambda *row: None):
     """
-    Run train.py with `args` once in peace, then kill and resume until `kills` have hit. {what: how often}; show(number of
+    Run train.py with `args` twice in peace, then kill and resume until `kills` have hit. {what: how often}; show(number of
     kills, steps kept, where it hit) after each. Raises AssertionError where anything is lost.
     """
     dice, count = random.Random(seed), dict.fromkeys(('kills', 'while saving', 'before the first checkpoint', 'runs completed'), 0)
-    began = time.time()
-    peace = start([*args, '--out_dir=peace'], folder)
-    peace.join()
-    assert peace.exitcode == 0, open(os.path.join(folder, 'output.txt')).read()
+    for name in ('peace', 'again'):
+        began = time.time()
+        run = start([*args, f'--out_dir={name}'], folder)
+        run.join()
+        assert run.exitcode == 0, open(os.path.join(folder, 'output.txt')).read()
     seconds, wanted = time.time() - began, outcome(os.path.join(folder, 'peace'))
+    assert same(wanted, outcome(os.path.join(folder, 'again'))), 'the same settings twice do not give the same'
     while count['kills'] < kills:
         out = os.path.join(folder, f'broken-{count["runs completed"]}')
         while True:

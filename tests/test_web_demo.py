@@ -61,8 +61,8 @@ class Server:
         self.url, self.folder, self.log = f'http://127.0.0.1:{self.port}', folder, folder / 'server.log'
         with open(self.log, 'w') as log:
             self.process = subprocess.Popen(
-                [sys.executable, os.path.join(ROOT, 'web_demo.py'), f'--port={self.port}', '--open_browser=False', '--device=cpu',
-                 '--dtype=float32',
+                [sys.executable, os.path.join(ROOT, 'web_demo.py'), f'--port={self.port}', '--open_browser=False',
+                 '--device=cpu', '--dtype=float32',
                  *flags], cwd=folder, stdout=log, stderr=log, env={**os.environ, **environment})
 
     def wait(self):
@@ -134,7 +134,8 @@ def visit(browser, server):
 def models(server):
     """{name: (model, tokenizer)}; out-slow takes seconds for a long song, out-lyric-char is the newest."""
     made = {'out-slow': make_model(server.folder / 'out-slow', 1, n_layer=8, n_embd=512, block_size=1024),
-            'out-b': make_model(server.folder / 'out-b', 2), 'out-lyric-char': make_model(server.folder / 'out-lyric-char', 3)}
+            'out-b': make_model(server.folder / 'out-b', 2),
+            'out-lyric-char': make_model(server.folder / 'out-lyric-char', 3)}
     for age, name in enumerate(reversed(made)):
         os.utime(server.folder / name / 'model.safetensors', (time.time() - age * 60,) * 2)
     return made
@@ -160,7 +161,7 @@ def songs(page):
 
 
 def rest(page, turns):
-    """Wait until so many lines were answered: Gradio offers Retry when the last event is over, the button sends again."""
+    """Wait until so many lines are answered: Gradio offers Retry when all events are over, the button sends again."""
     page.wait_for_function('n => document.querySelectorAll("#chat .user-row").length == n', arg=turns)
     page.wait_for_selector('#chat .bot-row [aria-label="重试"], #chat .bot-row [aria-label="Retry"]')
     page.wait_for_selector('#box .submit-button')
@@ -191,7 +192,8 @@ def test_an_empty_folder_names_the_command_and_a_model_appears_without_a_restart
 def test_labels_follow_the_browsers_language(visit, models):
     chinese, english = visit('zh-TW'), visit('de-DE')
     assert '你起一句' in chinese.text_content('#subtitle') and '写一句' in chinese.text_content('#chat .placeholder')
-    assert 'You begin' in english.text_content('#subtitle') and 'Write a line' in english.text_content('#chat .placeholder')
+    assert 'You begin' in english.text_content('#subtitle')
+    assert 'Write a line' in english.text_content('#chat .placeholder')
     assert re.match(r'字 +· +0\.0 M', chinese.input_value('#models input'))
 
 
@@ -207,6 +209,10 @@ def test_a_song_streams_in_and_goes_on_from_what_was_sung(visit, models):
     page.uncheck('#song input')  # now each line begins anew
     send(page, '雨里')
     assert songs(page)[2] == expected(models['out-lyric-char'], '雨里', 30) != second
+    tune(page, temperature=1, seed=7)
+    send(page, '番茄')
+    send(page, '番茄')
+    assert songs(page)[3] == songs(page)[4] and page.text_content('#note').strip() == '种子 7'
 
 
 def test_text_grows_piece_by_piece_and_stop_stops_the_computing(visit, server, models):
@@ -221,7 +227,7 @@ def test_text_grows_piece_by_piece_and_stop_stops_the_computing(visit, server, m
         lengths.add(len(''.join(songs(page))))
         time.sleep(0.03)
     page.click('#box .stop-button')
-    page.wait_for_selector('#box .submit-button')
+    page.wait_for_selector('#chat button:has-text("留第 3 稿")')
     time.sleep(0.3)
     stopped, clock = songs(page), server.cpu_seconds()
     time.sleep(1)
@@ -252,11 +258,12 @@ def test_retry_undo_clear_and_examples(visit, models):
     page = visit()
     tune(page, max_new_tokens=30)
     page.click('#chat .example:has-text("末班车开进了雨里")')
-    page.wait_for_selector('#note:has-text("种子")')
+    rest(page, 1)
     first = songs(page)
     page.click('#chat [aria-label="重试"]')
-    page.wait_for_function('text => document.querySelector("#chat .bot-row .message-content")?.textContent != text', arg=first[0])
-    page.wait_for_selector('#box .submit-button')
+    page.wait_for_function('old => document.querySelector("#chat .bot-row .message-content")?.textContent != old',
+                           arg=first[0])
+    rest(page, 1)
     assert len(songs(page)) == 1
     page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
     page.locator('#chat .bot-row [aria-label="Copy message"]').click()
@@ -266,19 +273,10 @@ def test_retry_undo_clear_and_examples(visit, models):
     assert page.input_value('#box textarea') == '末班车开进了雨里'
     send(page, '妈妈')
     page.click('#chat [aria-label="清空对话"]')
-    page.wait_for_selector('#chat .placeholder')
+    page.wait_for_function('!document.querySelector("#note").textContent.trim()')
     tune(page, temperature=0)
     send(page, '海风')  # the cleared song is forgotten by the server too
     assert songs(page) == [expected(models['out-lyric-char'], '海风', 30)]
-
-
-def test_the_same_seed_gives_the_same_song(visit, models):
-    page = visit()
-    page.uncheck('#song input')
-    tune(page, seed=7, max_new_tokens=40)
-    send(page, '番茄')
-    send(page, '番茄')
-    assert len(set(songs(page))) == 1 and '种子 7' in page.text_content('#note')
 
 
 def test_two_visitors_at_once_get_their_own_songs_and_a_reload_begins_anew(visit, models):
@@ -290,7 +288,7 @@ def test_two_visitors_at_once_get_their_own_songs_and_a_reload_begins_anew(visit
     for page in pages:
         page.press('#box textarea', 'Enter')
     for page, name, line in zip(pages, ('out-lyric-char', 'out-b'), ('妈妈把灯', '海风翻开')):
-        page.wait_for_selector('#note:has-text("种子")')
+        rest(page, 1)
         assert page.text_content('#chat .user-row .message-content') == line
         assert songs(page) == [expected(models[name], line, 200)]
     pages[0].reload()
@@ -304,7 +302,8 @@ def test_hostile_lines_are_text_or_refused(visit, models):
     page = visit()
     tune(page, temperature=0, max_new_tokens=20)
     page.uncheck('#song input')
-    for line in ('<img src=x onerror="document.title=1"><b>x</b>', '**x** $$x$$ [x](javascript:0)', '😀👨‍👩‍👧 ok', '灯\x07\x1b[31m火'):
+    for line in ('<img src=x onerror="document.title=1"><b>x</b>', '**x** $$x$$ [x](javascript:0)', '😀👨‍👩‍👧 R&B',
+                 '灯\x07\x1b[31m火'):
         send(page, line)
         shown = page.locator('#chat .user-row .message-content').last
         assert shown.text_content().replace('\u2060', '') == line.replace('\x07', '').replace('\x1b', '')
@@ -328,12 +327,13 @@ def test_complete_answers_other_programs_and_refuses_what_lies_outside_the_limit
     client = client_of(server)
     song = client.predict('末班车', model='out-b', temperature=0, max_new_tokens=40, api_name='/complete')
     assert song == expected(models['out-b'], '末班车', 40)
-    half_an_emoji = b'{"data": ["\\ud83d\\u0000<", "out-b", 5, 0, 0, 1, 1, 0]}'  # a lone surrogate, which no text can hold
+    half_an_emoji = b'{"data": ["\\ud83d\\u0000<", "out-b", 5, 0, 0, 1, 1, 0]}'  # a lone surrogate: no UTF-8 holds it
     status, body = server.status('/gradio_api/call/complete', 'POST', half_an_emoji)
     status, body = server.status('/gradio_api/call/complete/' + json.loads(body)['event_id'])
     assert status == 200 and b'event: complete' in body
     for wrong, words in (({'temperature': 9}, 'temperature must be between 0 and 2'),
-                         ({'max_new_tokens': 10**9}, 'max_new_tokens must be between 1 and 500'), ({'top_k': 'x'}, 'top_k'),
+                         ({'max_new_tokens': 10**9}, 'max_new_tokens must be between 1 and 500'),
+                         ({'top_k': 'x'}, 'top_k'),
                          ({'model': '../out-b'}, 'no such model'), ({'model': '/etc'}, 'no such model'),
                          ({'prompt': ''}, 'prompt is empty'), ({'prompt': '灯' * 10_000}, 'Too long: 10,000')):
         with pytest.raises(Exception, match=words):
@@ -345,7 +345,8 @@ def test_ten_visitors_at_once_all_get_their_own_answer(server, models):
     lines, answers = [''.join(SONGS).replace('\n', '')[i:i + 4] for i in range(10)], {}
 
     def visitor(line):
-        answers[line] = client_of(server).predict(line, model='out-b', temperature=0, max_new_tokens=60, api_name='/complete')
+        answers[line] = client_of(server).predict(line, model='out-b', temperature=0, max_new_tokens=60,
+                                                  api_name='/complete')
     threads = [threading.Thread(target=visitor, args=(line,)) for line in lines]
     for t in threads:
         t.start()
@@ -357,9 +358,9 @@ def test_ten_visitors_at_once_all_get_their_own_answer(server, models):
 def test_only_the_doors_of_the_page_are_open(server, models):
     """Gradio's server can do far more than this page needs: take uploads, give out files, fetch other sites' pages."""
     api = '/gradio_api'
-    for path in ('/gradio_api/file=/etc/passwd', f'{api}/file={ROOT}/web_demo.py', f'{api}/file/etc/passwd', f'{api}/runs',
-                 f'{api}/proxy=https://example.org', '/monitoring', f'{api}/deep_link?session_hash=x', '/server.log',
-                 '/assets/../../../../../../../../etc/passwd', '/static/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd'):
+    for path in (f'{api}/file=/etc/passwd', f'{api}/file={ROOT}/web_demo.py', f'{api}/file/etc/passwd',
+                 f'{api}/runs', f'{api}/proxy=https://example.org', '/monitoring', f'{api}/deep_link?session_hash=x',
+                 '/server.log', '/assets/../../../../../../../../etc/passwd', '/static/%2e%2e/%2e%2e/%2e%2e/etc/passwd'):
         status, body = server.status(path)
         assert status >= 400 and b'root:' not in body, path
     for path in (f'{api}/upload', f'{api}/component_server', f'{api}/vibe-edit'):
@@ -382,15 +383,17 @@ def test_a_password_guards_page_and_api(tmp_path):
 
 
 @pytest.mark.parametrize('flag, words', [('--auth=NO_SUCH_DOOR', 'NO_SUCH_DOOR must hold user:password'),
-                                         ('--model_dir=no/such', 'no/such: no such folder'), ('--prt=1', 'Did you mean port')])
+                                         ('--model_dir=no/such', 'no/such: no such folder'),
+                                         ('--prt=1', 'Did you mean port')])
 def test_a_mistake_on_the_command_line_ends_in_one_line(flag, words, tmp_path):
-    run = subprocess.run([sys.executable, os.path.join(ROOT, 'web_demo.py'), flag], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, os.path.join(ROOT, 'web_demo.py'), flag], cwd=tmp_path,
+                         capture_output=True, text=True)
     assert run.returncode == 1 and words in run.stderr and run.stderr.count('\n') == 1
 
 
 def test_help_loads_neither_gradio_nor_torch():
-    run = subprocess.run([sys.executable, '-X', 'importtime', os.path.join(ROOT, 'web_demo.py'), '--help'], capture_output=True,
-                         text=True)
+    run = subprocess.run([sys.executable, '-X', 'importtime', os.path.join(ROOT, 'web_demo.py'), '--help'],
+                         capture_output=True, text=True)
     assert '--cache_gb=4.0' in run.stdout and 'HERE' not in run.stdout
     assert not re.search(r'\| +(gradio|torch)$', run.stderr, re.M)
 
@@ -402,7 +405,7 @@ def test_the_shelf_keeps_what_fits_loads_once_and_follows_a_retrained_model(tmp_
         make_model(tmp_path / name, seed)
     size = os.path.getsize(tmp_path / 'a' / 'model.safetensors')
     loads, load = [], checkpoint.load_model
-    monkeypatch.setattr(checkpoint, 'load_model', lambda folder, *rest: (loads.append(os.path.basename(folder)), load(folder, *rest))[1])
+    monkeypatch.setattr(checkpoint, 'load_model', lambda folder, *rest: loads.append(folder[-1]) or load(folder, *rest))
     shelf = serving.Shelf(str(tmp_path), limit=2.5 * size)
     threads = [threading.Thread(target=shelf.get, args=('a',)) for _ in range(8)]
     for t in threads:
