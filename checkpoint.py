@@ -142,12 +142,13 @@ def load_model(name, device='cpu', dtype=torch.float32, **overrides):
             tokenizer = nanogpt.tokenizer_of(folder, saved, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data'))
             weights, config = nanogpt.read(saved, tokenizer)
         model = model_from(weights, config, folder, **overrides)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise SystemExit(f'{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,} rows.')
         if os.path.exists(os.path.join(folder, 'vocab.txt')):
             vocabulary.seat(model, tokenizer)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise SystemExit(f'{folder} is damaged, or no GPT-2: {type(error).__name__}: {str(error).splitlines()[0]}') from error
-    if tokenizer.vocab_size > config.vocab_size:
-        raise SystemExit(f'{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,} rows.')
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        first = (str(error).splitlines() or [''])[0]
+        raise SystemExit(f'{folder} is damaged, or no GPT-2: {type(error).__name__}: {first}') from error
     tokenizer.banned_ids += range(tokenizer.vocab_size, config.vocab_size)  # padding rows stand for nothing
     return model.to(device, dtype).eval(), tokenizer
 

@@ -2,7 +2,7 @@
 Songs -> uint16 .bin shards -> batches.
 
 A dataset folder holds train.bin and val.bin (raw little-endian uint16 token ids, as in nanoGPT), tokenizer.json, and
-meta.json (kind, vocabulary size; songs, tokens, characters, bytes and SHA-256 of each split).
+meta.json (kind, vocabulary size; songs, tokens, characters, bytes and SHA-256 of each split; SHA-256 of tokenizer.json).
 
 The batch at step i is a pure function of (seed, i): an epoch is a permutation of windows, drawn without replacement,
 so a killed and resumed run sees the batches the unbroken one would have seen.
@@ -74,7 +74,8 @@ def _write(folder, tokenizer, splits):
         meta[name] = {**count, 'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
         print(f'{path}: {count["songs"]:,} songs, {count["characters"]:,} characters, {count["tokens"]:,} tokens'
               + (f', {count["unknown"]:,} of them unknown' if count['unknown'] else ''))
-    tokenizer.save(os.path.join(folder, 'tokenizer.json'))
+    tokenizer.save(path := os.path.join(folder, 'tokenizer.json'))
+    meta['tokenizer'] = {'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
     with files.atomic(os.path.join(folder, 'meta.json')) as f:
         json.dump(meta, f, indent=1)
     return meta
@@ -93,10 +94,12 @@ def load(folder):
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
         data = {}
+        for split, file in (('train', 'train.bin'), ('val', 'val.bin'), ('tokenizer', 'tokenizer.json')):
+            path = os.path.join(folder, file)
+            if os.path.getsize(path) != meta[split]['bytes'] or files.sha256(path) != meta[split]['sha256']:
+                raise ValueError(f'{file} is not the file that meta.json describes')
         for split in ('train', 'val'):
             path = os.path.join(folder, f'{split}.bin')
-            if os.path.getsize(path) != meta[split]['bytes'] or files.sha256(path) != meta[split]['sha256']:
-                raise ValueError(f'{split}.bin is not the file that meta.json describes')
             data[split] = np.memmap(path, dtype='<u2', mode='r')
             if (top := int(data[split].max())) >= meta['vocab_size']:
                 raise ValueError(f'{split}.bin holds the id {top}, beyond the vocabulary of {meta["vocab_size"]}')

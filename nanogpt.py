@@ -53,8 +53,8 @@ def tokenizer_of(folder, checkpoint, data_dir):
             with open(path, 'rb') as f:
                 try:
                     meta = _PlainUnpickler(f).load()
-                except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
-                    raise ValueError(f'{path} is not opened: {error}') from error
+                except Exception as error:  # a damaged pickle may raise any
+                    raise ValueError(f'{path} is not opened: {error or type(error).__name__}') from error
             return tokenizers.from_characters(meta['stoi'])
     if checkpoint['model_args']['vocab_size'] in (50257, 50304):
         import tiktoken

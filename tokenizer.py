@@ -91,13 +91,12 @@ class Tokenizer:
 
 def load(path):
     """The Tokenizer in a tokenizer.json. Raises ValueError when the file is none, or has no end-of-text token."""
-    with open(path, encoding='utf-8') as f:
-        text = f.read()
+    with open(path, 'rb') as f:
+        data = f.read()
     try:
-        hf = HFTokenizer.from_str(text)
+        return Tokenizer(HFTokenizer.from_str(data.decode('utf-8')))
     except Exception as error:  # the Rust library raises bare Exceptions
-        raise ValueError(f'{path} is no tokenizer file: {error}') from error
-    return Tokenizer(hf)
+        raise ValueError(f'{path} is no tokenizer file of ours: {error}') from error
 
 
 def build_characters(songs):
@@ -137,6 +136,9 @@ def build_words(songs, vocab_size=30000):
         raise SystemExit(f'vocab_size={vocab_size:,} is too small: the bytes and the characters of this corpus alone are {least:,}.')
     if carries < vocab_size:
         print(f'{vocab_size:,} pieces were asked for; {sum(map(len, lines)):,} characters carry {carries:,}')
+    if vocab_size < 256 + 3 + len(characters):
+        raise SystemExit(f'{vocab_size:,} pieces are too few: 256 bytes, 3 special pieces and {len(characters):,} characters '
+                         'take one each.')
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=out, model_type='bpe', vocab_size=min(vocab_size, carries),
@@ -187,7 +189,8 @@ def from_sentencepiece(path):
     hf.normalizer = normalizers.Sequence(steps)
     hf.pre_tokenizer = pre_tokenizers.Split(NEWLINE, 'isolated')  # no piece spans lines; repeated lines are cached
     unprefix = [decoders.Replace(NEWLINE + ' ', NEWLINE), decoders.Strip(' ', 1, 0)] if spec.add_dummy_prefix else []
-    hf.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *unprefix])
+    # bytes first: where the vocabulary lacks ▁, a space is the bytes of ▁
+    hf.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace('▁', ' '), *unprefix])
     hf.add_special_tokens([*control, *({END_OF_TEXT} - vocab.keys())])
     if NEWLINE not in vocab:
         hf.add_tokens([NEWLINE])

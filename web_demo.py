@@ -101,7 +101,7 @@ def sheet(turns):
     messages = []
     for turn in turns:
         for role, text in [('user', turn['line']), *(('assistant', draft) for draft in turn['drafts'])]:
-            if text:
+            if text := text.strip('\n'):
                 text = re.sub(r'[<&](?=[!/?#A-Za-z0-9])', '\\g<0>\u2060', text)
                 messages.append({'role': role, 'content': {'type': 'text', 'text': text}})
     if turns and turns[-1]['keep'] and any(turns[-1]['drafts']):  # several drafts: one may be chosen

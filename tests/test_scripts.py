@@ -181,7 +181,7 @@ def test_unknown_characters_are_reported_and_not_fatal(run, model_folder):
 
 def test_unk_is_never_printed_however_wild_the_sampling(run, model_folder):
     result = run('completion.py', '--device=cpu', '--start=鼎纸', '--temperature=9', '--top_p=1', '--num_samples=8')
-    assert result.code == 0 and len(result.out) > 900 and '<unk>' not in result.out
+    assert result.code == 0 and len(result.out) > 700 and '<unk>' not in result.out
 
 
 def test_bytes_on_the_command_line_that_are_no_text_are_no_traceback(run, model_folder):
