@@ -199,6 +199,8 @@ def model_from(weights, config, folder, **overrides):
         if any(w.any() for w in biases.values()):
             raise ValueError('config.json says bias is false, yet some bias is not zero')
         weights = {k: w for k, w in weights.items() if k not in biases}
+    if f'transformer.h.{config.n_layer - 1}.ln_1.weight' not in weights:  # before a billion layers are made
+        raise ValueError(f'config.json says {config.n_layer} layers, the weights have others')
     output, table = weights.get('lm_head.weight'), weights['transformer.wte.weight']
     if config.tied and output is not None and not torch.equal(output, table):
         raise ValueError('the config ties input and output embedding, the weights differ')
@@ -206,6 +208,8 @@ def model_from(weights, config, folder, **overrides):
         weights['lm_head.weight'] = table
     if (asked := overrides.get('block_size', config.block_size)) > config.block_size:
         raise SystemExit(f'{folder} has a context of {config.block_size} tokens; block_size={asked} is more.')
+    if len(weights['transformer.wpe.weight']) != config.block_size:
+        raise ValueError(f'the weights know {len(weights["transformer.wpe.weight"])} positions, the config {config.block_size}')
     weights['transformer.wpe.weight'] = weights['transformer.wpe.weight'][:asked]
     for key, value in overrides.items():
         setattr(config, key, value)

@@ -115,7 +115,7 @@ torch.manual_seed(seed)
 state, own_tokenizer = None, tokenizer  # own: the one the model was trained with
 made_of = {'train.bin': meta['train']['sha256'], 'tokenizer.json': files.sha256(os.path.join(data_folder, 'tokenizer.json'))}
 if init_from == 'scratch':
-    model = GPT(GPTConfig(block_size, meta['vocab_size'], n_layer, n_head, n_embd, dropout, attn_dropout, bias))
+    model = GPT(GPTConfig(block_size, tokenizer.vocab_size, n_layer, n_head, n_embd, dropout, attn_dropout, bias))
 elif init_from == 'resume':
     state = checkpoint.load_state(out_dir)
     if not isinstance(state, dict) or state.get('made_of') != made_of:
@@ -196,7 +196,7 @@ def check(losses, norms):
 step_tokens = gradient_accumulation_steps * batch_size * block_size
 c = model.config
 say(f'{out_dir}: {init_from}, step {step:,} of {max_iters:,}\n'
-    f'  data     {dataset}: {tokenizer.kind}, vocabulary {meta["vocab_size"]:,}; train {len(data["train"]):,} tokens, '
+    f'  data     {dataset}: {tokenizer.kind}, vocabulary {tokenizer.vocab_size:,}; train {len(data["train"]):,} tokens, '
     f'val {len(data["val"]):,}\n'
     f'  model    {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, block {c.block_size}: {model.count_parameters():,} parameters\n'
     f'  step     {gradient_accumulation_steps} * {batch_size} sequences * {block_size} tokens = {step_tokens:,} tokens; '

@@ -24,7 +24,6 @@ os.makedirs(os.environ['WANDB_DIR'])
 os.environ.update(HF_HUB_OFFLINE='1', WANDB_MODE='offline', TOKENIZERS_PARALLELISM='false', WANDB_SILENT='true')
 
 import hypothesis
-import numpy as np
 import pytest
 import torch
 
@@ -219,8 +218,3 @@ def small_disk(tmp_path):
         pytest.skip('this process may not mount a disk')
     yield folder
     subprocess.run(['umount', '-l', str(folder)], check=True)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)

@@ -15,7 +15,6 @@ import tarfile
 import tempfile
 import zipfile
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -34,9 +33,19 @@ CASES = int(os.environ.get('FUZZ_CASES', 400))
 
 
 def fuzz(share, **strategies):
-    """Run a test on that share of CASES; a thousandth at least."""
-    return lambda test: settings(max_examples=max(2, round(CASES * share)), derandomize='FUZZ_CASES' not in os.environ,
-                                 deadline=None, database=None, suppress_health_check=list(HealthCheck))(given(**strategies)(test))
+    """Run a test on that share of CASES."""
+    def decorate(test):
+        @functools.wraps(test)
+        def counted(**drawn):
+            global tried
+            tried += 1
+            test(**drawn)
+        return settings(max_examples=max(2, round(CASES * share)), derandomize='FUZZ_CASES' not in os.environ, deadline=None,
+                        database=None, suppress_health_check=list(HealthCheck))(given(**strategies)(counted))
+    return decorate
+
+
+tried = 0
 
 
 def clear(error):
@@ -133,10 +142,11 @@ def test_every_kind_gives_a_text_back_or_names_what_it_does_not_know(text, kind)
     assert all(0 <= i < t.vocab_size for i in ids)
     (song,) = t.encode_songs([text])
     assert song.tolist() == [t.bos_id] * (t.bos_id != t.eot_id) + ids + [t.eot_id]
-    if kind != 'wordpiece':
+    if kind == 'wordpiece':  # BERT's knows no case and no accents; what it knows it gives back
+        known = ''.join(c for c in text + SONGS[0] if c in ' \n' or c in ''.join(SONGS))
+        assert t.decode(t.encode(known)) == known
+    else:
         assert t.decode(ids) == (text.replace('▁', ' ') if kind == 'words' else text)  # SentencePiece's own sign for a space
-    elif not t.unknown(text) and text.isprintable() and text == text.lower() and text.isascii() is False:
-        assert set(t.decode(ids)) <= set(text.lower()) | set('song'), text
 
 
 # --- raw lyrics -------------------------------------------------------------------------------------------------------
@@ -368,9 +378,9 @@ def test_a_damaged_dataset_is_refused_or_opens_as_the_same(data):
     folder = shards()
 
     def load():
-        data, meta = dataset.load(folder.path)
+        data, _ = dataset.load(folder.path)
         t = tokenizer.load(os.path.join(folder.path, 'tokenizer.json'))
-        return data['train'].tolist(), data['val'].tolist(), meta['vocab_size'], t.hf.to_str()
+        return data['train'].tolist(), data['val'].tolist(), t.hf.to_str()
     if not hasattr(folder, 'right'):
         folder.right = load()
     folder.wounded(data, list(folder.whole))
@@ -419,3 +429,8 @@ def splits():
                 f.write(song)
         corpus.prepare(folder + '-songs', folder)
     return Folder(make)
+
+
+def test_how_many_cases_these_were_is_told(capsys):
+    with capsys.disabled():
+        print(f' {tried:,} cases ' if 'FUZZ_CASES' in os.environ else '', end='')

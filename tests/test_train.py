@@ -20,9 +20,11 @@ GOLDEN = [4.89174, 4.89112, 4.86972, 4.83824, 4.85195, 4.79001, 4.74452, 4.75194
 
 
 def rows(folder, key):
-    """{step: value} of log.jsonl."""
+    """{step: value} of log.jsonl, where no step stands twice."""
     with open(os.path.join(folder, 'log.jsonl'), encoding='utf-8') as f:
-        return {row['step']: row[key] for row in map(json.loads, f) if key in row}
+        pairs = [(row['step'], row[key]) for row in map(json.loads, f) if key in row]
+    assert len(dict(pairs)) == len(pairs), f'a step stands twice: {pairs}'
+    return dict(pairs)
 
 
 def state_of(folder):
@@ -298,11 +300,15 @@ def test_a_run_leaves_a_model_folder_a_log_and_a_plot(train, tmp_path, data_dir)
 
 
 def test_patience_stops_when_validation_no_longer_improves(train, tmp_path):
-    result = train('--learning_rate=0.3', '--min_lr=0.3', '--warmup_iters=0', '--max_iters=200', '--eval_interval=1', '--patience=3')
+    args = ('--learning_rate=0.3', '--min_lr=0.3', '--warmup_iters=0', '--eval_interval=1', '--patience=3')
+    result = train(*args, '--max_iters=200')
     val = rows(tmp_path / 'out-tiny', 'val_loss')
     best = min(val, key=val.get)
     assert result.code == 0 and 'No better validation loss in 3 evaluations' in result.out
     assert max(val) == best + 3 < 200
+    train(*args, f'--max_iters={best + 2}', '--out_dir=out-b')
+    train(*args, '--max_iters=200', '--init_from=resume', '--out_dir=out-b')
+    assert rows(tmp_path / 'out-b', 'val_loss') == val, 'a resumed run remembers how long it has been waiting'
 
 
 def test_eval_only_prints_the_loss_and_writes_nothing(train, tmp_path):

@@ -227,8 +227,9 @@ def test_text_grows_piece_by_piece_and_stop_stops_the_computing(visit, server, m
     tune(page, max_new_tokens=500, num_samples=4)
     page.fill('#box textarea', '海风')
     page.click('#box .submit-button')
-    lengths = set()
+    lengths, deadline = set(), time.time() + 15
     while len(lengths) < 5:
+        assert time.time() < deadline, f'the text does not grow: {sorted(lengths)} characters'
         lengths.add(len(''.join(songs(page))))
         time.sleep(0.03)
     page.click('#box .stop-button')
