@@ -94,9 +94,12 @@ def load(folder):
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
         data = {}
-        for split, file in (('train', 'train.bin'), ('val', 'val.bin'), ('tokenizer', 'tokenizer.json')):
+        described = {'train.bin': meta['train'], 'val.bin': meta['val']}
+        if 'tokenizer' in meta:  # earlier versions did not describe it
+            described['tokenizer.json'] = meta['tokenizer']
+        for file, told in described.items():
             path = os.path.join(folder, file)
-            if os.path.getsize(path) != meta[split]['bytes'] or files.sha256(path) != meta[split]['sha256']:
+            if os.path.getsize(path) != told['bytes'] or files.sha256(path) != told['sha256']:
                 raise ValueError(f'{file} is not the file that meta.json describes')
         for split in ('train', 'val'):
             path = os.path.join(folder, f'{split}.bin')

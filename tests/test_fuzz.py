@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -366,6 +367,41 @@ def test_a_damaged_train_state_is_refused_or_opens_as_the_same(data):
         assert 'train_state.pt' in clear(end)
         return
     assert same(now, folder.right), 'silent garbage'
+
+
+def flips(whole, count=60):
+    """The bytes with one bit flipped, in `count` places from the first to the last."""
+    for i in range(count):
+        at = i * (len(whole) - 1) // (count - 1)
+        yield whole[:at] + bytes([whole[at] ^ 1 << i % 8]) + whole[at + 1:]
+
+
+@pytest.mark.parametrize('make, name', [(lambda: ours(), 'model.safetensors'), (lambda: ours(), 'config.json'), (lambda: ours(), 'tokenizer.json'),
+                                        (lambda: state(), 'train_state.pt'), (lambda: shards(), 'train.bin'), (lambda: shards(), 'tokenizer.json')])
+def test_a_flipped_bit_in_any_region_of_a_file_is_never_silent(make, name):
+    folder = make()
+
+    def load():
+        if folder is ours():
+            return opened(folder)
+        if folder is state():
+            return checkpoint.load_state(folder.path)
+        return [ids.tolist() for ids in dataset.load(folder.path)[0].values()]
+    for other, bytes_ in folder.whole.items():
+        with open(os.path.join(folder.path, other), 'wb') as f:
+            f.write(bytes_)
+    right = load()
+    for bytes_ in flips(folder.whole[name]):
+        with open(os.path.join(folder.path, name), 'wb') as f:
+            f.write(bytes_)
+        try:
+            now = load()
+        except SystemExit as end:
+            clear(end)
+        else:
+            assert now is None or same(now, right), 'silent garbage'
+    with open(os.path.join(folder.path, name), 'wb') as f:
+        f.write(folder.whole[name])
 
 
 @functools.cache

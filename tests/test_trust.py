@@ -97,7 +97,8 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tmp_path
 
 def test_a_run_moves_between_one_process_and_two_and_between_ddp_and_fsdp(start, end, tmp_path):
     """Losses to 1e-5 in float32; the files are the same kind whoever wrote them."""
-    args = ['--eval_interval=3', '--lr_decay_iters=15', '--batch_size=4', '--gradient_accumulation_steps=3']
+    args = ['--eval_interval=3', '--lr_decay_iters=15', '--batch_size=2', '--gradient_accumulation_steps=3',
+            '--block_size=24']  # 64 validation tokens are 3 blocks: two for one process, one for the other, one at a time
     assert end(start('--max_iters=15', '--out_dir=one', *args)) [0] == [0]
     for last, processes, fsdp in ((3, 1, ''), (6, 2, ''), (9, 2, '--fsdp'), (12, 1, ''), (15, 2, '--fsdp')):
         run = start(f'--max_iters={last}', '--out_dir=moved', f'--init_from={"resume" if last > 3 else "scratch"}', *args,

@@ -393,13 +393,13 @@ def test_a_password_guards_page_and_api(tmp_path):
                                          ('--prt=1', 'Did you mean port')])
 def test_a_mistake_on_the_command_line_ends_in_one_line(flag, words, tmp_path):
     run = subprocess.run([sys.executable, os.path.join(ROOT, 'web_demo.py'), flag], cwd=tmp_path,
-                         capture_output=True, text=True)
+                         capture_output=True, text=True, timeout=60)
     assert run.returncode == 1 and words in run.stderr and run.stderr.count('\n') == 1
 
 
 def test_help_loads_neither_gradio_nor_torch():
     run = subprocess.run([sys.executable, '-X', 'importtime', os.path.join(ROOT, 'web_demo.py'), '--help'],
-                         capture_output=True, text=True)
+                         capture_output=True, text=True, timeout=60)
     assert '--cache_gb=4.0' in run.stdout and 'HERE' not in run.stdout
     assert not re.search(r'\| +(gradio|torch)$', run.stderr, re.M)
 
