@@ -6,10 +6,10 @@ Settings: a script's plain globals, overridden by python-file configs and --key=
 
     $ python train.py config/train_lyric_char.py --batch_size=32 --compile --out_dir=out-mine
 
-Every global of the script defined above the call (a bool, int, float or str whose name has no leading underscore) is a
-setting. Config files are plain Python: they see the settings by name and may compute (min_lr = learning_rate / 10);
-helper names of theirs start with an underscore. Flags beat files, whatever the order. --help lists all settings with
-their comments. A mistake ends the script with one line.
+Every global of the script defined above the call (a bool, int, float or str whose name is neither in capitals nor begins
+with an underscore) is a setting. Config files are plain Python: they see the settings by name and may compute
+(min_lr = learning_rate / 10); helper names of theirs start with an underscore. Flags beat files, whatever the order.
+--help lists all settings with their comments. A mistake ends the script with one line.
 """
 import ast
 import difflib
@@ -26,7 +26,8 @@ def configure(script, argv=None):
     Override the settings in `script` (the caller's globals()) by the command line; `argv` stands in for sys.argv[1:].
     Returns {name: value} of all settings. Raises SystemExit: code 0 after --help, one line on the user's mistake.
     """
-    settings = {k: v for k, v in script.items() if not k.startswith('_') and type(v) in (bool, int, float, str)}
+    settings = {k: v for k, v in script.items()
+                if not k.startswith('_') and not k.isupper() and type(v) in (bool, int, float, str)}  # capitals: constants
     path, argv = script['__file__'], sys.argv[1:] if argv is None else argv
     if '--help' in argv or '-h' in argv:
         print(help_text(path, script.get('__doc__') or '', settings))

@@ -183,3 +183,10 @@ def test_what_the_machine_refuses_ends_in_one_line_and_our_own_mistakes_in_a_tra
     error = AssertionError('our mistake')
     sys.excepthook(AssertionError, error, None)
     assert shown == [(AssertionError, error, None)]
+
+
+def test_a_constant_in_capitals_is_no_setting(tmp_path):
+    """completion.py once offered --HERE, the project's folder, which it had imported from configurator."""
+    path = tmp_path / 'script.py'
+    path.write_text("HERE = 'x'\nsize = 1  # a size\n", encoding='utf-8')
+    assert configurator.configure({'__file__': str(path), 'HERE': 'x', 'size': 1}, ['--size=2']) == {'size': 2}
