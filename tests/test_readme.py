@@ -13,7 +13,7 @@ PAGES = ('README.md', 'README.zh.md')
 
 def commands(text):
     """Every command line in the code blocks and the table cells of a page."""
-    blocks = re.findall(r'```(?:sh|bash)?\n(.*?)```', text, re.S)
+    blocks = [block for kind, block in re.findall(r'^```(\w*)\n(.*?)^```$', text, re.S | re.M) if kind in ('', 'sh')]
     lines = [line.strip() for block in blocks for line in block.splitlines()] + re.findall(r'`((?:python|make|torchrun) [^`]*)`', text)
     return [line for line in lines if re.match(r'(?:[A-Z_]+=\S+ )?(python|make|torchrun) ', line)]
 
@@ -52,7 +52,7 @@ def test_both_languages_have_the_same_headings_commands_and_figures():
 
     def figures(text):
         """The numbers in table rows, which neither language may change alone."""
-        return [re.findall(r'\d[\d.,]*', row) for row in re.findall(r'^\|.*\|$', text, re.M)]
+        return [re.findall(r'\d+(?:[.,]\d+)*', row) for row in re.findall(r'^\|.*\|$', text, re.M)]
     assert outline(english) == outline(chinese)
     assert commands(english) == commands(chinese)
     assert figures(english) == figures(chinese)
