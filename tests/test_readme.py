@@ -15,7 +15,7 @@ def commands(text):
     """Every command line in the code blocks and the table cells of a page."""
     blocks = [block for kind, block in re.findall(r'^```(\w*)\n(.*?)^```$', text, re.S | re.M) if kind in ('', 'sh')]
     lines = [line.strip() for block in blocks for line in block.splitlines()] + re.findall(r'`((?:python|make|torchrun) [^`]*)`', text)
-    return [line for line in lines if re.match(r'(?:[A-Z_]+=\S+ )?(python|make|torchrun) ', line)]
+    return [line.split(' #')[0].strip() for line in lines if re.match(r'(?:[A-Z_]+=\S+ )?(python|make|torchrun) ', line)]
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -23,6 +23,9 @@ import tokenizer as tokenizers
 from inference import generate
 from model import GPT, GPTConfig
 
+# A browser, a server and a busy machine between them miss a beat now and then: a promise is broken if it fails three times.
+pytestmark = pytest.mark.flaky(reruns=2)
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHROMIUM = '/usr/bin/chromium'
 SONGS = ['末班车开进了雨里\n阳台上的番茄红了', '妈妈把灯留到很晚', '海风翻开旧的信纸', '<b>img src=x onerror()</b>&;"0123456789']
@@ -123,6 +126,7 @@ def visit(browser, server):
         page.on('request', lambda r: None if r.url.startswith((to.url, 'data:', 'blob:')) else troubles.append(r.url))
         page.goto(to.url)
         page.wait_for_selector('#chat .placeholder')
+        page.wait_for_timeout(500)  # placeholder and welcome may still be on their way; nothing on the page says they came
         return page
     yield new
     for context in contexts:
@@ -152,8 +156,15 @@ def tune(page, **numbers):
         page.click('#tuning button')
     for name, value in numbers.items():
         field = page.locator('#tuning input[type=number]').nth(list(serving.LIMITS).index(name))
-        field.fill(str(value))
-        field.blur()
+        for _ in range(50):  # until Gradio has taken it: what is typed while the page still wakes up is lost
+            field.fill(str(value))
+            field.blur()
+            page.wait_for_timeout(100)
+            slider = field.evaluate('e => (e.closest(".block").querySelector("input[type=range]") ?? e).value')
+            if float(slider) == float(field.input_value()) == value:
+                break
+        else:
+            raise AssertionError(f'the page does not take {name} = {value}')
 
 
 def songs(page):
