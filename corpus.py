@@ -12,13 +12,11 @@ import io
 import json
 import os
 import re
-import stat
-import tarfile
 import urllib.parse
-import zipfile
 
 import numpy as np
 
+import archive
 import files
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -29,8 +27,6 @@ THUCLGPT_IDS = {'train': 'ec12f4efb4010bd960ed2d6064acaadd52854ec2', 'valid': '2
                 'test': 'f325852cd9f18e86b7dc363664e86986ebe498af'}
 SONGCI = 'https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/99ebbef7e1345c0985c44b9fd96a3f9e776f117b/'
 SONGCI_FILES = [*(f'宋词/ci.song.{n}.json' for n in range(0, 22000, 1000)), '元曲/yuanqu.json']
-MAX_BYTES = 2 << 30  # of one archive's songs, unpacked: a lyric corpus is smaller, an archive bomb is not
-MAX_RATIO = 100  # of unpacked to packed size: lyrics shrink to a third, zeros to a thousandth
 
 
 # --- cleaning ---------------------------------------------------------------------------------------------------------
@@ -155,6 +151,12 @@ def _holds_songs(name):  # what a Mac hides beside each file, ._song.txt, is non
     return name.lower().endswith(KINDS) and not os.path.basename(name).startswith('.')
 
 
+def _songs_among(names):
+    """Which of an archive's files to read. Of the chinese-poetry collection: the song forms, not all of Tang poetry."""
+    songs = [name for name in names if _holds_songs(name)]
+    return [n for n in songs if re.search(r'(^|/)(宋词|元曲|songci|yuanqu)/(ci\.song\.\d+|.*yuanqu)\.json$', n)] or songs
+
+
 def members(path):
     """(name, bytes) of the song files in a folder, an archive, or of the file itself, in the order of their names."""
     if os.path.isdir(path):
@@ -164,47 +166,10 @@ def members(path):
                 with open(name, 'rb') as f:
                     yield os.path.relpath(name, path), f.read()
     elif path.lower().endswith(('.zip', '.tgz', '.tar.gz')):
-        yield from _archive_members(path)
+        yield from archive.members(path, _songs_among)
     else:
         with open(path, 'rb') as f:
             yield os.path.basename(path), f.read()
-
-
-def _archive_members(path):
-    """The song files of an archive, read in memory: nothing is unpacked to the disk. Refuses hostile archives."""
-    try:
-        if path.lower().endswith('.zip'):
-            with zipfile.ZipFile(path) as z:
-                infos = [(i.filename, i.file_size, stat.S_ISLNK(i.external_attr >> 16), i) for i in z.infolist() if not i.is_dir()]
-                yield from _safe_members(path, infos, lambda i: z.read(i))
-        else:
-            with tarfile.open(path) as t:
-                infos = ((m.name, m.size, not m.isfile(), m) for m in t if not m.isdir())  # unpacked member by member
-                yield from _safe_members(path, infos, lambda m: t.extractfile(m).read())
-    except Exception as error:  # zipfile, tarfile and what they call each have their own
-        if path in str(error):
-            raise
-        raise ValueError(f'{path} is no whole archive: {(str(error) or "it is cut off").splitlines()[0]}') from error
-
-
-def _safe_members(path, infos, read):
-    total, wanted = 0, []
-    for info in infos:
-        name, size, special, _ = info
-        if special or name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name) or re.match('[A-Za-z]:', name):
-            raise ValueError(f'{path} is refused: its member {name!r} is a link or points outside')
-        total += size
-        if total > max(MAX_RATIO * os.path.getsize(path), 64 << 20):
-            raise ValueError(f'{path} is refused: it unpacks to more than {MAX_RATIO} times its size')
-        if _holds_songs(name):
-            wanted.append(info)
-    wanted.sort(key=lambda info: info[0])
-    poems = [i for i in wanted if re.search(r'(^|/)(宋词|元曲|songci|yuanqu)/(ci\.song\.\d+|.*yuanqu)\.json$', i[0])]
-    wanted = poems or wanted  # of the chinese-poetry collection: the song forms, not all of Tang poetry
-    if sum(i[1] for i in wanted) > MAX_BYTES:
-        raise ValueError(f'{path} is refused: it unpacks to more than {MAX_BYTES >> 30} GiB')
-    for name, _, _, info in wanted:
-        yield name, read(info)
 
 
 def read_songs(source):

@@ -287,7 +287,7 @@ def test_an_archive_with_a_link_or_a_device_is_refused(tmp_path, kind):
 
 @BOTH
 def test_an_archive_bomb_is_refused_before_it_is_read(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(corpus, 'MAX_BYTES', 1 << 20)
+    monkeypatch.setattr('archive.MAX_BYTES', 1 << 20)
     path = archive(tmp_path / name, {'a.txt': bytes(600 << 10), 'b.txt': bytes(600 << 10)})
     with pytest.raises(ValueError, match='unpacks to more than'):
         corpus.read_songs(path)
