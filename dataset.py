@@ -117,20 +117,23 @@ def _order(windows, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(windows)
 
 
-def batch(data, first, count, block_size, seed):
+def batch(data, first, count, block_size, seed, order='epochs'):
     """
     Sequences number first .. first+count-1 of the endless training order: x and y, int64 (count, block_size), y one
     token ahead of x. An epoch cuts the data into windows side by side, at an offset of its own, so that every epoch
-    sees other cuts; each window comes once.
+    sees other cuts; each window comes once. With order 'random', nanoGPT's, every window lies anywhere.
     """
     windows = max(1, (len(data) - 1) // block_size - 1)  # one less than fits, to leave room for the offset
     spare = len(data) - 1 - windows * block_size
     assert spare >= 0, f'{len(data)} tokens do not fill one block of {block_size}'
     rows = []
     for n in range(first, first + count):
-        epoch, place = divmod(n, windows)
-        offset = np.random.default_rng([seed, epoch, 1]).integers(min(spare, block_size - 1) + 1)
-        start = offset + block_size * _order(windows, seed, epoch)[place]
+        if order == 'random':
+            start = np.random.default_rng([seed, n, 2]).integers(len(data) - block_size)
+        else:
+            epoch, place = divmod(n, windows)
+            offset = np.random.default_rng([seed, epoch, 1]).integers(min(spare, block_size - 1) + 1)
+            start = offset + block_size * _order(windows, seed, epoch)[place]
         rows.append(data[start:start + block_size + 1])
     rows = torch.from_numpy(np.stack(rows).astype(np.int64))
     return rows[:, :-1], rows[:, 1:]

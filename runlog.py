@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import version
 
 import files
@@ -18,6 +19,7 @@ class RunLog:
         self.folder, self.path, self.wandb, self.settings = folder, os.path.join(folder, 'log.jsonl'), None, settings
         # what a killed run logged after its last checkpoint will be logged again
         kept = [row for row in self.rows() if row['step'] <= step] if step and os.path.exists(self.path) else []
+        self.began = time.time() - next((row['seconds'] for row in kept[::-1] if isinstance(row.get('seconds'), float)), 0)  # less pauses
         with files.atomic(self.path) as f:
             f.writelines(json.dumps(row) + '\n' for row in kept)
         with files.atomic(os.path.join(folder, 'run.json')) as f:
@@ -30,7 +32,8 @@ class RunLog:
         self.wandb = wandb.init(project=project, name=name or os.path.basename(self.folder), config=self.settings, dir=self.folder)
 
     def add(self, **row):
-        """Append a row of figures, `step` among them."""
+        """Append a row of figures, `step` among them, and the seconds that the run has taken."""
+        row['seconds'] = round(time.time() - self.began, 2)
         with open(self.path, 'a', encoding='utf-8') as f:
             f.write(json.dumps(row) + '\n')
         if self.wandb:

@@ -52,6 +52,7 @@ attn_dropout = 0.0  # on attention weights; above 0 it forbids the fast kernels
 bias = False  # biases in Linear and LayerNorm
 # optimisation
 seed = 1337  # of weights, dropout and the order of the data
+order = 'epochs'  # of the training windows: epochs, each window once; or random, anywhere, as nanoGPT draws them
 batch_size = 64  # sequences in a micro-batch, over all processes
 gradient_accumulation_steps = 1  # micro-batches in a step, over all processes
 max_iters = 20000  # steps in all
@@ -91,8 +92,9 @@ if n_embd % n_head:
     raise SystemExit(f'--n_embd={n_embd}: must be a multiple of n_head={n_head}.')
 if max(dropout, attn_dropout) >= 1:
     raise SystemExit(f'--dropout={dropout} --attn_dropout={attn_dropout}: must be below 1.')
-if decay not in ('cosine', 'linear', 'none'):
-    raise SystemExit(f'--decay={decay}: must be cosine, linear or none.')
+for name, allowed in (('decay', ('cosine', 'linear', 'none')), ('order', ('epochs', 'random'))):
+    if settings[name] not in allowed:
+        raise SystemExit(f'--{name}={settings[name]}: must be {" or ".join(allowed)}.')
 
 # --- one process or several -------------------------------------------------------------------------------------------
 
@@ -242,7 +244,8 @@ while step < max_iters:
     first = step * gradient_accumulation_steps * batch_size + rank * micro_batch  # this process's share of the step
     loss_sum = 0.0
     for micro in range(micro_steps):
-        x, y = datasets.batch(data['train'], first + micro * micro_batch * world, micro_batch, block_size, seed)
+        x, y = datasets.batch(data['train'], first + micro * micro_batch * world, micro_batch, block_size, seed,
+                              order)
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         with forward.no_sync() if hasattr(forward, 'no_sync') and micro < micro_steps - 1 else nullcontext():  # gradients meet once a step
             with autocast:

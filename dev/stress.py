@@ -77,9 +77,9 @@ def prepare(folder, songs):
 
 
 def outcome(folder):
-    """All that a run ends in, to be compared: its state, its model's bytes, its log without the speeds."""
+    """All that a run ends in, to be compared: its state, its model's bytes, its log without the times."""
     with open(os.path.join(folder, 'log.jsonl'), encoding='utf-8') as f:
-        rows = [{k: v for k, v in json.loads(line).items() if k != 'tokens_per_s'} for line in f]
+        rows = [{k: v for k, v in json.loads(line).items() if k not in ('tokens_per_s', 'seconds')} for line in f]
     with open(os.path.join(folder, 'model.safetensors'), 'rb') as f:
         return rows, f.read(), checkpoint.load_state(folder)
 

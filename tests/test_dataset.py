@@ -196,3 +196,11 @@ def test_data_of_hardly_more_than_one_block_still_gives_whole_windows(tokens):
 def test_data_of_less_than_a_block_is_our_mistake():
     with pytest.raises(AssertionError, match='16 tokens do not fill one block of 16'):
         dataset.batch(DATA[:16], 0, 1, 16, seed=1)
+
+
+def test_random_windows_are_drawn_anywhere_and_are_a_function_of_their_number():
+    x, y = dataset.batch(DATA, 0, 2000, 16, seed=1, order='random')
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    assert torch.equal(dataset.batch(DATA, 1000, 5, 16, seed=1, order='random')[0], x[1000:1005])
+    starts = x[:, 0].unique()
+    assert len(starts) > 0.8 * (len(DATA) - 16), 'not at the multiples of a step alone'

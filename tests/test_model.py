@@ -1,9 +1,10 @@
 """The network is a GPT-2: the same logits as transformers', with a cache and without, alone and in a batch."""
 import pytest
 import torch
+from torch.nn import functional as F
 
 import checkpoint
-from model import GPT, GPTConfig, KVCache
+from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, short_attention
 
 
 def ids(*shape, vocab=50, seed=1):
@@ -192,3 +193,37 @@ def test_transformers_cache_and_ours_go_on_alike(tmp_path, tiny, characters):
     greedy = theirs.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, suppress_tokens=None,
                              pad_token_id=0, eos_token_id=None)[0, 3:].tolist()
     assert generate(ours, [prompt], 10, temperature=0) == [greedy]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_cross_entropy_in_pieces_equals_that_of_all_logits(dtype):
+    """1,100 rows of 9,000 logits are three pieces. Loss and both gradients are torch's; -100 counts nowhere."""
+    torch.manual_seed(0)
+    x, weight = (torch.randn(1100, 8) * 3).requires_grad_(), torch.randn(9000, 8, requires_grad=True)
+    targets = torch.randint(9000, (1100,))
+    targets[[0, 511, 512, 1099]] = -100
+    F.cross_entropy(x @ weight.T, targets, ignore_index=-100).backward()
+    right, x.grad, weight.grad = (x.grad, weight.grad), None, None
+    with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
+        loss = LinearCrossEntropy.apply(x, weight, targets, True, True)
+        (3 * loss).backward()
+        with torch.no_grad():
+            each = LinearCrossEntropy.apply(x, weight, targets, False, False)
+    off = 1e-5 if dtype == torch.float32 else 0.03  # bfloat16 has three digits
+    assert (each - F.cross_entropy(x @ weight.T, targets, reduction='none')).norm() < off * each.norm()
+    assert loss.item() == pytest.approx(each.sum().item() / 1096, rel=1e-5)
+    for got, grad in zip((x.grad, weight.grad), right):
+        assert (got / 3 - grad).norm() < off * grad.norm()
+
+
+def test_a_loss_beyond_what_a_softmax_can_hold_is_told_as_it_is():
+    x, weight = torch.tensor([[200.0]]), torch.tensor([[1.0], [0.0]])
+    assert LinearCrossEntropy.apply(x, weight, torch.tensor([1]), True, False).item() == 200
+
+
+def test_short_attention_is_attention():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 20, 8, requires_grad=True) for _ in range(3))
+    right = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum(), (q, k, v))
+    for a, b in zip(torch.autograd.grad(short_attention(q, k, v).square().sum(), (q, k, v)), right):
+        assert torch.allclose(a, b, atol=1e-4)
