@@ -167,6 +167,17 @@ def test_a_file_that_is_no_sentencepiece_model_raises_valueerror(tmp_path):
         tokenizers.from_sentencepiece(str(path))
 
 
+@given(text=TEXTS)
+def test_songs_that_sentencepiece_encodes_get_the_ids_of_the_tokenizer_file(words, text):
+    t, _ = words
+    assert t.encode_songs([text])[0].tolist() == [*t.hf.encode(text, add_special_tokens=False).ids, t.eot_id]
+
+
+@pytest.mark.parametrize('text', NASTY)
+def test_nasty_songs_too(words, text):
+    test_songs_that_sentencepiece_encodes_get_the_ids_of_the_tokenizer_file.hypothesis.inner_test(words, text)
+
+
 # --- wordpiece --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
@@ -185,6 +196,12 @@ def pieces(tmp_path_factory):
 def test_wordpiece_gives_newlines_spaces_and_pieces_back_exactly(pieces, text):
     """BERT's own tokenizer drops newlines and spaces, and its decoder puts spaces between Chinese characters."""
     assert pieces.decode(pieces.encode(text)) == text
+
+
+@given(text=st.text(st.sampled_from('纸鹤 \n\tab\u0301é，!#\u3000ＡΣ한ﬁ\u200b𠮷々１\u0e33[') | st.characters(), max_size=20))
+def test_wordpiece_looks_characters_up_and_gets_the_ids_of_the_tokenizer_file(pieces, text):
+    if not any('\ud800' <= c <= '\udfff' for c in text):
+        assert pieces.encode(text) == pieces.hf.encode(text, add_special_tokens=False).ids
 
 
 def test_wordpiece_seats_newline_end_of_text_and_space_in_unused_rows(pieces):
