@@ -137,7 +137,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         ctx.count, x, w = (targets != -100).sum(), x.to(dtype), weight.to(dtype)
         losses = torch.empty(len(x), device=x.device)
-        grad_x, grad_w = (torch.empty_like(x), torch.zeros_like(weight)) if differentiate else (None, None)
+        grad_x, grad_w = (torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)) if differentiate else (None, None)
         rows = max(512, (1 << (22 if kind == 'cpu' else 26)) // len(w))  # that fit a CPU's cache, and fill a GPU
         for i in range(0, len(x), rows):
             part, target = x[i:i + rows], targets[i:i + rows]

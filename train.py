@@ -56,7 +56,7 @@ order = 'epochs'  # of the training windows: epochs, each window once; or random
 batch_size = 64  # sequences in a micro-batch, over all processes
 gradient_accumulation_steps = 1  # micro-batches in a step, over all processes
 max_iters = 20000  # steps in all
-optimizer = 'adamw'  # adamw, or muon for the hidden matrices (adamw for the rest)
+optimizer = 'adamw'  # adamw; muon, for the hidden matrices; or adamw8, bfloat16 weights and small states: a third of the memory
 learning_rate = 1e-3  # the highest
 min_lr = 1e-4  # the last
 decay = 'cosine'  # from the one to the other: cosine, linear, or none
@@ -138,12 +138,16 @@ block_size = model.config.block_size
 if len(data['train']) <= block_size:
     raise SystemExit(f'{dataset} has {len(data["train"]):,} training tokens, fewer than one block of {block_size}.')
 model.gradient_checkpointing = gradient_checkpointing
+number = machine.pick_dtype(dtype if dtype != 'auto' or optimizer != 'adamw8' else 'bfloat16', device)
+if optimizer == 'adamw8':  # no float32 weights anywhere, so nothing to cast
+    if fsdp or number != torch.bfloat16:
+        raise SystemExit(f'--optimizer=adamw8 goes with --dtype=bfloat16 and without --fsdp; here dtype is {dtype}, fsdp {fsdp}.')
+    model = model.to(torch.bfloat16)
 model = distributed.place(model, device, fsdp)
 optimizers = optim.optimizers_for(model, optimizer, learning_rate, weight_decay, (beta1, beta2))
-number = machine.pick_dtype(dtype, device)
 if fsdp and number == torch.float16:
     raise SystemExit('--fsdp does not go with --dtype=float16, whose scaler would have to agree: take bfloat16 or float32.')
-autocast = nullcontext() if number == torch.float32 else torch.autocast(device.split(':')[0], dtype=number)
+autocast = nullcontext() if number == torch.float32 or optimizer == 'adamw8' else torch.autocast(device.split(':')[0], dtype=number)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
 step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one
 if state:

@@ -1,4 +1,5 @@
 """The training loop: its losses, and what a run survives."""
+import copy
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import torch
 
 import checkpoint
 import dataset
+import optim
 from conftest import ROOT, TRAIN
 
 # The losses of the first 20 steps of TRAIN, float32, written down when the tests were. A refactor keeps them.
@@ -100,9 +102,8 @@ def test_the_folder_keeps_the_best_model_not_the_last(train, tmp_path):
     assert f'{val[best]:.4f}' in train('--init_from=out-tiny', '--eval_only', '--out_dir=out-b').out
 
 
-@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'adamw8'])
 def test_weights_decay_and_vectors_do_not(tiny, optimizer):
-    import optim
     model = tiny()
     groups = [g for o in optim.optimizers_for(model, optimizer, weight_decay=0.1) for g in o.param_groups]
     decayed = {id(p) for g in groups if g['weight_decay'] == 0.1 for p in g['params']}
@@ -112,7 +113,7 @@ def test_weights_decay_and_vectors_do_not(tiny, optimizer):
 
 
 def test_the_learning_rate_warms_up_and_decays_to_its_floor():
-    from optim import learning_rate_at
+    learning_rate_at = optim.learning_rate_at
     rates = [learning_rate_at(s, 1.0, 0.1, 4, 20) for s in range(25)]
     assert rates[:4] == pytest.approx([.2, .4, .6, .8]) and rates[4] == 1.0
     assert all(a > b for a, b in zip(rates[4:20], rates[5:21])) and rates[20:] == pytest.approx([0.1] * 5)
@@ -351,3 +352,59 @@ def test_two_processes_take_the_same_steps_as_one(train, tmp_path, data_dir):
     assert [p.returncode for p in processes] == [0, 0], errors
     for key in ('loss', 'val_loss'):
         assert rows(tmp_path / 'out-b', key) == pytest.approx(rows(tmp_path / 'out-tiny', key), abs=1e-4)
+
+
+# --- AdamW8 -----------------------------------------------------------------------------------------------------------
+
+def test_adamw8_takes_adamws_steps_but_for_its_rounding():
+    """Ten thousand weights under noisy gradients: the mean way is AdamW's to a hundredth, in steps bfloat16 cannot hold."""
+    torch.manual_seed(0)
+    start = torch.full((10_000,), 1.0)
+    ways = []
+    for kind in (torch.optim.AdamW, optim.AdamW8):
+        p = start.clone().to(torch.bfloat16 if kind is optim.AdamW8 else torch.float32).requires_grad_()
+        o, noise = kind([p], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1), torch.Generator().manual_seed(1)
+        for _ in range(50):
+            p.grad = (0.01 + 0.02 * torch.randn(p.shape, generator=noise)).to(p.dtype)
+            o.step()
+        ways.append((p.detach().float() - start).mean().item())
+    assert ways[0] < -1e-3 and ways[1] == pytest.approx(ways[0], rel=0.02), 'a step of 1e-4 is a 40th of what bfloat16 resolves at 1'
+
+
+def test_adamw8_keeps_seven_bytes_a_weight_and_its_state_reloads_as_it_was():
+    p = torch.randn(300, 5).to(torch.bfloat16).requires_grad_()
+    runs = []
+    o = optim.AdamW8([p], lr=1e-2, betas=(0.9, 0.99))
+    for n in range(3):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(n)).to(p.dtype)
+        o.step()
+    tensors = [p, p.grad, *(x for x in o.state[p].values() if isinstance(x, torch.Tensor))]
+    assert sum(x.numel() * x.element_size() for x in tensors) == 7 * p.numel()
+    saved, at = copy.deepcopy(o.state_dict()), p.detach().clone()
+    for fresh in (o, optim.AdamW8([p], lr=1e-2, betas=(0.9, 0.99))):
+        if fresh is not o:
+            p.data.copy_(at)
+            fresh.load_state_dict(saved)
+            assert fresh.state[p]['ratio'].dtype == torch.int8
+        torch.manual_seed(len(runs))  # whatever else draws random numbers
+        p.grad = torch.ones_like(p)
+        fresh.step()
+        runs.append(p.detach().clone())
+    assert torch.equal(*runs)
+
+
+def test_adamw8_trains_resumes_and_evaluates_as_it_saved(train, tmp_path):
+    options = ('--optimizer=adamw8', '--dtype=auto')
+    assert train(*options).code == 0
+    assert train(*options, '--out_dir=out-b', '--max_iters=10', '--lr_decay_iters=20').code == 0
+    assert train(*options, '--out_dir=out-b', '--init_from=resume').code == 0
+    a, b = (rows(tmp_path / name, 'val_loss') for name in ('out-tiny', 'out-b'))
+    assert a == b and a[20] < a[10]
+    again = train('--init_from=out-tiny', '--out_dir=out-c', '--eval_only').out  # in float32
+    assert float(re.search('validation loss ([0-9.]+)', again)[1]) == pytest.approx(min(a.values()), abs=0.01)
+
+
+def test_adamw8_refuses_what_it_cannot_do(train):
+    for flags in (('--dtype=float32',), ('--dtype=bfloat16', '--fsdp')):
+        result = train('--optimizer=adamw8', *flags)
+        assert result.code == 1 and 'adamw8 goes with' in result.message
