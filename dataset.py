@@ -34,7 +34,7 @@ def write(folder, tokenizer, train, val):
     def coded(songs):
         for start in range(0, len(songs), 4096):  # some at once: the Rust library encodes a batch in parallel
             part = songs[start:start + 4096]
-            yield from zip(part, tokenizer.encode_songs(part))
+            yield part, tokenizer.encode_songs(part)
     return _write(folder, tokenizer, {'train': coded(train), 'val': coded(val)})
 
 
@@ -48,7 +48,7 @@ def write_mapped(folder, tokenizer, train, val, processes):
     _check_size(tokenizer)
     coded = {name: rows.map(encode, batched=True, num_proc=processes, desc=f'encoding {name}')
              for name, rows in (('train', train), ('val', val))}
-    return _write(folder, tokenizer, {name: ((row['text'], row['ids']) for row in rows) for name, rows in coded.items()})
+    return _write(folder, tokenizer, {name: (([row['text']], [row['ids']]) for row in rows) for name, rows in coded.items()})
 
 
 def _check_size(tokenizer):
@@ -57,19 +57,19 @@ def _check_size(tokenizer):
 
 
 def _write(folder, tokenizer, splits):
-    """Write the folder from {split: iterator of (text, ids)}."""
+    """Write the folder from {split: iterator of (texts, ids of each)}."""
     _check_size(tokenizer)
     os.makedirs(folder, exist_ok=True)
     meta = {'kind': tokenizer.kind, 'vocab_size': tokenizer.vocab_size}
     for name, songs in splits.items():
         path, count = os.path.join(folder, f'{name}.bin'), {'songs': 0, 'tokens': 0, 'characters': 0, 'unknown': 0}
         with files.atomic(path, 'wb') as f:
-            for text, ids in songs:
-                ids = np.asarray(ids, dtype='<u2')
+            for texts, coded in songs:
+                ids = np.concatenate(coded, dtype='<u2', casting='unsafe')
                 f.write(ids.tobytes())
-                count['songs'] += 1
+                count['songs'] += len(texts)
                 count['tokens'] += len(ids)
-                count['characters'] += len(text)
+                count['characters'] += sum(map(len, texts))
                 count['unknown'] += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
         meta[name] = {**count, 'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
         print(f'{path}: {count["songs"]:,} songs, {count["characters"]:,} characters, {count["tokens"]:,} tokens'

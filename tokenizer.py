@@ -86,14 +86,21 @@ class Tokenizer:
 
     def encode_songs(self, songs):
         """One uint32 array for each song: [bos, where it differs from end of text,] its tokens, end of text."""
+        if self.kind == 'characters':  # all at once: end of text goes behind each song
+            ends = np.cumsum([len(song) + 1 for song in songs], dtype=np.int64)
+            ids = np.full(ends[-1] if songs else 0, self.eot_id, dtype=np.uint32)
+            inside = np.ones(len(ids), dtype=bool)
+            inside[ends - 1] = False
+            ids[inside] = self.encode_array(''.join(songs))
+            return [ids[begin:end] for begin, end in zip([0, *ends[:-1]], ends)]
         front = [] if self.bos_id == self.eot_id else [self.bos_id]
         if self.table is not None:
-            coded = (self.encode_array(song) for song in songs)
+            coded = map(self.encode_array, songs)
         elif self.sentencepiece:
             coded = self.sentencepiece.encode(list(songs))
         else:
             coded = (e.ids for e in self.hf.encode_batch_fast(list(songs), add_special_tokens=False))
-        return [np.array([*front, *ids, self.eot_id], dtype=np.uint32) for ids in coded]
+        return [np.concatenate((front, ids, [self.eot_id]), dtype=np.uint32, casting='unsafe') for ids in coded]
 
     def decode(self, ids):
         """The text of `ids`. End of text and [CLS] are left out; an unknown character reads <unk> or [UNK]."""
