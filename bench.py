@@ -24,6 +24,7 @@ from configurator import HERE, at_least, configure
 
 only = ''  # workloads, separated by commas; '' = all of the device
 repeats = 3  # processes for each workload and way
+seconds = 4.0  # of each measurement, at least
 json = ''  # file for all figures; '' = none
 threads = 0  # of torch; 0 = as many as it likes
 device = 'cpu'  # cpu or cuda
@@ -34,7 +35,7 @@ characters = 34_000_000  # of text in the prepare workloads
 worker = ''  # used by this script itself: the workload and way to measure here
 settings = configure(globals())
 at_least(1, settings, 'repeats', 'layers', 'width', 'vocabulary', 'characters')
-at_least(0, settings, 'threads')
+at_least(0, settings, 'threads', 'seconds')
 
 WORKLOADS = {  # name: (devices, function, its arguments)
     'train-1024': ('cpu cuda', workloads.training, dict(block=1024, dropout=0.2, micro=4 if device == 'cpu' else 8)),
@@ -42,6 +43,7 @@ WORKLOADS = {  # name: (devices, function, its arguments)
     'fine-tune': ('cuda', workloads.fine_tuning, {}),
     'complete-10': ('cpu cuda', workloads.generating, dict(prompts=10, tokens=30)),
     'stream': ('cpu cuda', workloads.generating, dict(prompts=1, tokens=200)),
+    'stream-int8': ('cpu', workloads.generating, dict(prompts=1, tokens=200, int8=True)),
     'first-text': ('cpu cuda', workloads.first_text, {}),
     'perplexity': ('cpu cuda', workloads.perplexity, {}),
     'prepare-characters': ('cpu', workloads.preparing, dict(kind='characters')),
@@ -52,7 +54,7 @@ WORKLOADS = {  # name: (devices, function, its arguments)
 
 def work(name, way):
     """Measure one workload in one way, in this process; print the figures as JSON."""
-    ours, size = way == 'ours', workloads.Size(device, layers, width, vocabulary, characters)
+    ours, size = way == 'ours', workloads.Size(device, layers, width, vocabulary, characters, seconds)
     if ours:
         os.environ.setdefault('GOMP_SPINCOUNT', '2000')  # as the scripts set it, before torch is loaded
     import torch
@@ -70,7 +72,7 @@ def work(name, way):
 def measure(name, way):
     """The figures of one workload in one way, measured in a fresh process."""
     command = [sys.executable, os.path.join(HERE, 'bench.py'), f'--worker={name} {way}', *(
-        f'--{key}={settings[key]}' for key in ('threads', 'device', 'layers', 'width', 'vocabulary', 'characters'))]
+        f'--{key}={settings[key]}' for key in ('threads', 'device', 'layers', 'width', 'vocabulary', 'characters', 'seconds'))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f'{name} in the way of {way} ended badly: {(done.stderr.strip().splitlines() or [""])[-1]}')

@@ -1,8 +1,9 @@
 """
-Perplexity of one model or of all out-* folders on the same raw test text, as a table.
+Perplexity of one model or of all out-* folders on the same raw test text, as a table; and how their lyrics read.
 
     python calculate_ppl.py                              # every out-* folder that holds a model
     python calculate_ppl.py --out_dir=out-lyric-char --text=my_lyrics.txt --json=ppl.json
+    python calculate_ppl.py --samples=50                 # and a table of 50 completions each, beside the real songs
 
 A token's surprise depends on the tokenizer, so perplexities of different tokenizers do not compare. Bits per character
 do: the same text, its line breaks and the end of each song included, counted in characters. There an unknown character
@@ -24,21 +25,27 @@ import corpus
 import dataset
 import files
 import machine
+import quality
 from configurator import at_least, configure
-from inference import score
+from inference import generate, score
 
 out_dir = ''  # a model folder, or any GPT-2 on the Hugging Face hub; '' = every out-* folder that holds a model
 text = ''  # file of raw lyrics, a blank line between songs; '' = data/lyric/lyric_test.txt
 data_dir = ''  # folder of all datasets; '' = data/ of this project
 stride = 0  # new tokens a window; the rest of the block is context they see; 0 = half a block
 batch_size = 8  # windows of a full block at once
+samples = 0  # completions of first lines of the text, to be measured against how its songs go on; 0 = off (needs pypinyin)
+max_new_tokens = 120  # tokens of such a completion at most
+temperature = 0.8  # of its sampling
+top_p = 0.9  # of its sampling; 1.0 = off
 json = ''  # file to write the table to; '' = none
 bootstrap = 1000  # resamplings of the songs behind the 95% interval
 seed = 1337  # of the resampling
 device = 'auto'  # auto, cpu, cuda, mps
 dtype = 'auto'  # of matrix products: auto, float32, bfloat16, float16
 settings = configure(globals())
-at_least(1, settings, 'batch_size', 'bootstrap')
+at_least(1, settings, 'batch_size', 'bootstrap', 'max_new_tokens')
+at_least(0, settings, 'samples', 'temperature')
 
 
 def measure(name, songs):
@@ -72,18 +79,59 @@ def measure(name, songs):
             'unknown_share': unknown / characters}
 
 
+def completions(name, starts):
+    """How the model in folder `name` goes on from each first line, as texts."""
+    model, tokenizer = checkpoint.load_model(name, place, machine.pick_dtype(dtype, place))
+    dice, texts = torch.Generator(place).manual_seed(seed), []
+    for i in tqdm(range(0, len(starts), 16), desc=name, unit='batch', leave=False):
+        ids = [[tokenizer.bos_id, *tokenizer.encode(line + '\n')] for line in starts[i:i + 16]]
+        new = generate(model, ids, max_new_tokens, generator=dice, stop_id=tokenizer.eot_id, banned_ids=tokenizer.banned_ids,
+                       temperature=temperature, top_p=top_p)
+        texts += [tokenizer.decode(row).strip('\n') for row in new]
+    return texts
+
+
+def show_lyrics(songs):
+    """Print the table of how completions read, and real songs beside them; returns its rows."""
+    source_path = os.path.join(dataset.folder_of('lyric', data_dir), 'lyric_train.txt')
+    try:
+        with open(source_path, encoding='utf-8') as f:
+            source = f.read()
+    except OSError as error:
+        raise SystemExit(f'--samples looks for copies in the training text, but {error.filename} cannot be read.') from error
+    chosen = [song for song in songs if '\n' in song][:samples]
+    starts, rests = zip(*(song.split('\n', 1) for song in chosen))
+    rows = [{'lyrics': 'the real songs', **quality.figures([rest[:max_new_tokens] for rest in rests], songs, source)}]
+    rows += [{'lyrics': name, **quality.figures(completions(name, starts), songs, source)} for name in names]
+    print(f'\n{len(chosen)} first lines, and up to {max_new_tokens} tokens after each; copies are looked for in {source_path}')
+    heads = ['|lyrics', 'distinct|2-grams', 'distinct|4-grams', 'repeated|lines', 'line length|distance', 'lines|that rhyme',
+             'copied run|median', 'copied run|longest']
+    print_table(heads, [[r['lyrics'], f'{r["distinct_2"]:.3f}', f'{r["distinct_4"]:.3f}', f'{r["repeated_lines"]:.1%}',
+                         f'{r["line_length_distance"]:.2f}', f'{r["rhyme_rate"]:.1%}', f'{r["copied_median"]}', f'{r["copied_longest"]}']
+                        for r in rows], 1)
+    for r in rows[1:]:
+        if r['copied_longest'] > 12:
+            print(f'{r["lyrics"]} recites {r["copied_longest"]} characters of its training text: {" / ".join(r["copied"].split(chr(10)))}')
+    return rows
+
+
+def print_table(heads, cells, names):
+    """Print rows of cells under two-line headings, numbers right-aligned, the first `names` columns left-aligned."""
+    table = [[h.split('|')[0] for h in heads], [h.split('|')[1] for h in heads], *cells]
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    for row in table:
+        print('  '.join(cell.ljust(w) if i < names else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip())
+
+
 def show(rows):
-    """Print the rows, numbers right-aligned under two-line headings."""
+    """Print the table of perplexities."""
     heads = ['|model', '|kind', 'tokens|', 'loss|mean', 'loss|std', 'perplexity|', '95%|interval', 'mean of|exp(loss)',
              'std of|exp(loss)', 'bits per|character', 'perplexity|per char.', 'unknown|characters']
     cells = [[r['model'], r['kind'], f'{r["tokens"]:,}', f'{r["loss_mean"]:.3f}', f'{r["loss_std"]:.3f}', f'{r["perplexity"]:,.2f}',
               f'{r["perplexity_95_low"]:,.1f} - {r["perplexity_95_high"]:,.1f}', f'{r["mean_exp_loss"]:,.2f}',
               f'{r["std_exp_loss"]:,.2f}', f'{r["bits_per_character"]:.3f}', f'{r["character_perplexity"]:,.2f}',
               f'{r["unknown_share"]:.2%}'] for r in rows]
-    table = [[h.split('|')[0] for h in heads], [h.split('|')[1] for h in heads], *cells]
-    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    for row in table:
-        print('  '.join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip())
+    print_table(heads, cells, 2)
 
 
 names = [out_dir] if out_dir else sorted(map(os.path.dirname, glob.glob(os.path.join('out*', 'model.safetensors'))))
@@ -101,6 +149,7 @@ machine.keep_freed_memory()
 rows = [measure(name, songs) for name in names]
 print(f'{path}: {len(songs):,} songs, {sum(len(s) + 1 for s in songs):,} characters')
 show(rows)
+lyrics = show_lyrics(songs) if samples else []
 if json:
     with files.atomic(json) as f:
-        jsonlib.dump({'text': path, 'songs': len(songs), 'models': rows}, f, indent=1, default=float)
+        jsonlib.dump({'text': path, 'songs': len(songs), 'models': rows, 'lyrics': lyrics}, f, indent=1, default=float)

@@ -31,7 +31,7 @@ repetition_penalty = 1.0  # above 1 makes tokens that stand already less likely;
 seed = 1337  # the same seed gives the same text
 stream = False  # print as it comes, for a single prompt
 device = 'auto'  # auto, cpu, cuda, mps
-dtype = 'auto'  # auto, float32, bfloat16, float16
+dtype = 'auto'  # auto, float32, bfloat16, float16; int8: weights of 8 bits, on a CPU the fastest
 configure(globals())
 
 
@@ -72,7 +72,7 @@ if not out_dir:
     out_dir = newest_model()
     print(f'model: {out_dir}', file=sys.stderr)
 device = machine.pick_device(device)
-model, tokenizer = checkpoint.load_model(out_dir, device, machine.pick_dtype(dtype, device))
+model, tokenizer = checkpoint.load_model(out_dir, device, machine.pick_dtype(dtype, device, int8=True))
 unknown = sorted({piece for p in prompts for piece in tokenizer.unknown(p)})
 if unknown:
     print(f'unknown to this model, read as a blank: {" ".join(unknown)}', file=sys.stderr)

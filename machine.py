@@ -17,8 +17,11 @@ def pick_device(device='auto'):
     return 'cuda' if there['cuda'] else 'mps' if there['mps'] else 'cpu'
 
 
-def pick_dtype(dtype='auto', device='cpu'):
-    """The torch.dtype of a name; 'auto' is bfloat16 where the hardware multiplies it, else float32."""
+def pick_dtype(dtype='auto', device='cpu', int8=False):
+    """
+    The torch.dtype of a name; 'auto' is bfloat16 where the hardware multiplies it, else float32. 'int8', for weights alone
+    and on the CPU, is there for those who ask with `int8`.
+    """
     if dtype == 'auto':
         if device.startswith('cuda'):
             fast = torch.cuda.get_device_capability()[0] >= 8  # Ampere
@@ -27,6 +30,8 @@ def pick_dtype(dtype='auto', device='cpu'):
             fast = able.get('amx_bf16', able.get('amx_tile', False)) or able.get('avx512_bf16', False)
         dtype = 'bfloat16' if fast else 'float32'
     names = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
+    if int8 and device == 'cpu':
+        names['int8'] = torch.int8
     if dtype not in names:
         raise SystemExit(f'--dtype={dtype}: must be auto, {", ".join(names)}.')
     return names[dtype]

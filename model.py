@@ -161,6 +161,36 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_x * (grad / ctx.count), grad_w * (grad / ctx.count), None, None, None
 
 
+class Int8Linear(nn.Module):
+    """
+    A Linear without gradients whose weights are 8 bits, with a scale for each output: half of bfloat16's memory to read, which
+    is what a CPU spends its time on when it generates. On a CPU alone.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.detach().float().abs().amax(1).clamp(min=1e-12) / 127  # (out,)
+        self.register_buffer('weight', (linear.weight.detach() / scale[:, None]).round().to(torch.int8))
+        self.register_buffer('scale', scale.bfloat16())
+        self.bias = linear.bias
+
+    def forward(self, x):
+        if x.numel() > 16 * x.size(-1):  # a whole prompt: the arithmetic costs more than the reading
+            return F.linear(x, self.weight.to(x.dtype) * self.scale[:, None], self.bias)
+        y = torch._weight_int8pack_mm(x.reshape(-1, x.size(-1)), self.weight, self.scale).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def to_int8(model):
+    """The model, with its Linear layers replaced by Int8Linear ones and all else in bfloat16."""
+    model = model.to(torch.bfloat16)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Int8Linear(child))
+    return model
+
+
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()

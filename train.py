@@ -58,6 +58,7 @@ gradient_accumulation_steps = 1  # micro-batches in a step, over all processes
 max_iters = 20000  # steps in all
 optimizer = 'adamw'  # adamw; muon, for the hidden matrices; or adamw8, bfloat16 weights and small states: a third of the memory
 learning_rate = 1e-3  # the highest
+embedding_lr = 1.0  # that of the embeddings, as a multiple
 min_lr = 1e-4  # the last
 decay = 'cosine'  # from the one to the other: cosine, linear, or none
 warmup_iters = 100  # steps of linear warm-up before; 0 = off
@@ -243,7 +244,7 @@ model.train()
 while step < max_iters:
     lr = optim.learning_rate_at(step, learning_rate, min_lr, warmup_iters, lr_decay_iters or max_iters, decay)
     for group in (g for o in optimizers for g in o.param_groups):
-        group['lr'] = 0.0 if step < freeze_body_iters and group['body'] else lr
+        group['lr'] = (0.0 if step < freeze_body_iters else lr) if group['body'] else embedding_lr * lr
     torch.manual_seed(seed + 1_000_003 * step + 7919 * rank)  # dropout, too, is a function of (seed, step)
     first = step * gradient_accumulation_steps * batch_size + rank * micro_batch  # this process's share of the step
     loss_sum = 0.0

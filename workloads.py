@@ -25,15 +25,16 @@ class Size:
     width: int
     vocabulary: int
     characters: int  # of text to prepare
+    seconds: float  # that a measurement takes, or more
 
 
-def timed(size, work, seconds=4, least=2):
-    """Median seconds of work(), repeated for so many seconds, after a first call that does not count."""
+def timed(size, work, share=1.0):
+    """Median seconds of work(), repeated for this share of size.seconds and at least twice, after a first call that is not counted."""
     import torch
     wait = torch.cuda.synchronize if size.device == 'cuda' else lambda: None
     work(), wait()
     times = []
-    while len(times) < least or sum(times) < seconds:
+    while len(times) < 2 or sum(times) < share * size.seconds:
         start = time.perf_counter()
         work(), wait()
         times.append(time.perf_counter() - start)
@@ -60,8 +61,8 @@ def ceiling(size, ours):
     n = 8192 if size.device == 'cuda' else 1024
     a, b = (torch.randn(n, n, device=size.device).to(number_type(size, ours)) for _ in range(2))
     large = torch.ones(1 << 28 if size.device == 'cuda' else 1 << 26, device=size.device)
-    return {'rate': 2 * n ** 3 / timed(size, lambda: a @ b, 2), 'unit': 'FLOP/s',
-            'bandwidth': large.numel() * 4 / timed(size, lambda: large.sum(), 2)}
+    return {'rate': 2 * n ** 3 / timed(size, lambda: a @ b, 0.5), 'unit': 'FLOP/s',
+            'bandwidth': large.numel() * 4 / timed(size, lambda: large.sum(), 0.5)}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -98,14 +99,14 @@ def training(size, ours, block, dropout, micro):
         for o in optimizers:
             o.step()
 
-    step = 64 / micro * timed(size, lambda: loss().backward()) + timed(size, update, 1)
+    step = 64 / micro * timed(size, lambda: loss().backward()) + timed(size, update, 0.25)
     model.eval()
     with torch.no_grad(), autocast:
         if ours:  # one exact pass
             text = [ids.flatten().cpu().numpy()]
-            evaluation = 864_000 / len(text[0]) * timed(size, lambda: inference.score(model, text, batch_size=max(1, 16384 // block)), 2)
+            evaluation = 864_000 / len(text[0]) * timed(size, lambda: inference.score(model, text, batch_size=max(1, 16384 // block)), 0.5)
         else:
-            evaluation = 400 * 64 / micro * timed(size, loss, 2)
+            evaluation = 400 * 64 / micro * timed(size, loss, 0.5)
     return {'rate': 64 * block / step, 'unit': 'tokens/s', 'end_to_end': 64 * block * 250 / (250 * step + evaluation),
             'flops': model.flops_per_token() * 64 * block / step}
 
@@ -132,17 +133,19 @@ def fine_tuning(size, ours, optimizer='adamw8'):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optimizers:
             o.step()
-    rate = 32 * 1024 / (32 * timed(size, micro) + timed(size, update, 2))
+    rate = 32 * 1024 / (32 * timed(size, micro) + timed(size, update, 0.5))
     return {'rate': rate, 'unit': 'tokens/s', 'flops': model.flops_per_token() * rate}
 
 
 # --- using a model ----------------------------------------------------------------------------------------------------
 
-def generating(size, ours, prompts, tokens):
-    """Generated tokens/s for so many prompts of ten tokens, the model loaded."""
+def generating(size, ours, prompts, tokens, int8=False):
+    """Generated tokens/s for so many prompts of ten tokens, the model loaded; ours with int8 weights, if so."""
     import inference
     import torch
+    from model import to_int8
     model = character_model(size, 1024).to(number_type(size, ours)).eval()
+    model = to_int8(model) if ours and int8 else model
     text = torch.randint(size.vocabulary, (prompts, 10), generator=torch.Generator().manual_seed(2)).tolist()
 
     @torch.no_grad()
@@ -156,10 +159,11 @@ def generating(size, ours, prompts, tokens):
 
     def together():
         inference.generate(model, text, tokens, generator=torch.Generator(size.device).manual_seed(1), temperature=0.8, top_k=200)
-    seconds = timed(size, together if ours else one_by_one, 3)
+    seconds = timed(size, together if ours else one_by_one, 0.75)
     steps = tokens * (1 if ours else prompts)  # each reads all weights once
     return {'rate': prompts * tokens / seconds, 'unit': 'tokens/s',
-            'bytes': steps / seconds * sum(p.numel() * p.element_size() for p in model.parameters())}
+            'bytes': steps / seconds * sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()]
+                                      if p is not model.transformer.wte.weight or p is model.lm_head.weight)}
 
 
 def first_text(size, ours):

@@ -40,7 +40,7 @@ RECIPES = {
     # nanoGPT's: AdamW, cosine to a tenth, dropout everywhere, windows drawn anywhere; float32 is --dtype=float32
     'nanogpt': dict(batch_size=16, optimizer='adamw', learning_rate=1e-3, min_lr=1e-4, decay='cosine', warmup_iters=40,
                     weight_decay=0.1, beta2=0.99, dropout=0.1, attn_dropout=0.1, order='random'),
-    'ours': dict(batch_size=16, optimizer='muon', learning_rate=4e-3, min_lr=0.0, decay='linear', warmup_iters=30,
+    'ours': dict(batch_size=8, optimizer='muon', learning_rate=4e-3, embedding_lr=3.0, min_lr=0.0, decay='linear', warmup_iters=30,
                  weight_decay=0.1, beta2=0.99, dropout=0.0, attn_dropout=0.0, order='epochs'),
 }
 

@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 import corpus
 import files
 from configurator import configure
+from quality import endings, letters, rhyme_rate
 
 songs_dir = ''  # folder of the songs, one file a song; '' = data/lyric/songs of this project
 known = ''  # other people's lyrics: files or folders of .txt, .lrc, .json, .xz, .zip, .tgz, parted by commas; '' = none
@@ -33,21 +34,10 @@ max_sharing = 3  # songs at most that one line may stand in
 max_known = 0.002  # largest share of eight-character runs that may stand in `known`
 configure(globals())
 
-# The thirteen rhyme classes of northern song, 十三辙, as pypinyin spells finals. Tones don't count; zhi and zi go with ji.
-RHYMES = {'发花': 'a ia ua', '梭波': 'o e uo io', '乜斜': 'ie ve ê', '一七': 'i v er', '姑苏': 'u', '怀来': 'ai uai',
-          '灰堆': 'ei uei', '遥条': 'ao iao', '油求': 'ou iou', '言前': 'an ian uan van', '人辰': 'en in uen vn',
-          '江阳': 'ang iang uang', '中东': 'eng ing ueng ong iong'}
-CLASS_OF = {final: name for name, finals in RHYMES.items() for final in finals.split()}
-LIGHT = '了的着吗呢吧啊呀啦呐哪子们'  # unstressed endings: 走了 rhymes with 留了 by 走 and 留, and with 歌 by 了
 RUN = 8  # characters that make a line someone else's
 KNOWN_ROW = '别人歌词和诗里也有的八字串 · runs of eight characters found in other lyrics and poems'
 MARKS = '<!-- figures: dev/check_songs.py -->', '<!-- end of figures -->'
 RARE = '拃囍啰蹚瞭嗞'  # allowed beyond GB 2312, the simplified characters of 1980, by which a traditional one is told
-
-
-def letters(text):
-    """The Chinese characters of a text, nothing else."""
-    return ''.join(re.findall('[\u4e00-\u9fff]', text))
 
 
 def read(folder):
@@ -115,30 +105,6 @@ def check_copies(songs):
     wrong += [f'{line}: this line stands in {len(s)} songs: {", ".join(sorted(s))}'
               for line, s in owners.items() if len(s) > max_sharing]
     return {'copies': copies, 'lines': len(owners), 'shared': sum(len(s) > 1 for s in owners.values())}, wrong
-
-
-def endings(lines):
-    """For each line the (character, rhyme class) pairs it may rhyme by: its last; if light, the one before too."""
-    from pypinyin import Style, lazy_pinyin
-    found = []
-    for line in map(letters, lines):
-        classes = [CLASS_OF.get(final) for final in lazy_pinyin(line[-4:], style=Style.FINALS)]  # four: 找不着, 银行
-        last = 2 if line[-1] in LIGHT and len(line) > 1 else 1
-        found.append({(line[-k], classes[-k]) for k in range(1, last + 1) if classes[-k]})
-    return found
-
-
-def rhyme_rate(ends):
-    """
-    The share of lines that rhyme: some line at most two away ends on another character of the same rhyme class. (A line
-    sung twice does not rhyme with itself.) `ends` comes from endings.
-
-    >>> rhyme_rate([{('光', '江阳')}, {('灯', '中东')}, {('长', '江阳')}, {('长', '江阳')}])
-    0.75
-    """
-    near = [ends[max(0, i - 2):i] + ends[i + 1:i + 3] for i in range(len(ends))]
-    return sum(any(a != b and a[1] == b[1] for other in near[i] for a in end for b in other)
-               for i, end in enumerate(ends)) / max(1, len(ends))
 
 
 def check_rhyme(songs):

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import checkpoint
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, short_attention
+from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, short_attention, to_int8
 
 
 def ids(*shape, vocab=50, seed=1):
@@ -227,3 +227,16 @@ def test_short_attention_is_attention():
     right = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum(), (q, k, v))
     for a, b in zip(torch.autograd.grad(short_attention(q, k, v).square().sum(), (q, k, v)), right):
         assert torch.allclose(a, b, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('bias', [True, False])
+def test_weights_of_8_bits_give_nearly_the_same_logits_with_a_cache_and_without(tiny, bias):
+    model, x = tiny(n_embd=64, n_head=4, bias=bias), ids(2, 16)
+    right = model(x).log_softmax(-1)
+    small = to_int8(tiny(n_embd=64, n_head=4, bias=bias))
+    assert small.lm_head.weight.dtype == torch.int8 and small.transformer.wte.weight.dtype == torch.bfloat16
+    cache = KVCache(small.config, no_pads(2), 16, 'cpu', torch.bfloat16)
+    stepwise = torch.cat([small(piece, cache=cache) for piece in x.split(1, dim=1)], dim=1)
+    for got in (small(x), stepwise):  # 32 rows at once, and two
+        assert (right.exp() * (right - got.float().log_softmax(-1))).sum(-1).mean() < 0.01, 'nats lost'
