@@ -156,6 +156,8 @@ if state:
         o.load_state_dict(distributed.parted(saved, o))
     scaler.load_state_dict(state['scaler'])
     step, best_val_loss, worse = state['step'], state['best_val_loss'], state['worse']
+    if (before := state.get('sequences')) not in (None, gradient_accumulation_steps * batch_size) and master:
+        print(f'A step was {before} sequences so far, and is {gradient_accumulation_steps * batch_size} from here on: not the run it was.')
     del state, saved
 forward = distributed.join(torch.compile(model) if compile else model, device, fsdp)
 
@@ -179,7 +181,8 @@ def save(best=False):
         checkpoint.save_model(out_dir, model, tokenizer, weights)
     if master:
         checkpoint.save_state(out_dir, {'model': weights, 'optimizers': adapted, 'scaler': scaler.state_dict(), 'made_of': made_of,
-                                        'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse})
+                                        'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse,
+                                        'sequences': gradient_accumulation_steps * batch_size})
 
 
 def say(text):

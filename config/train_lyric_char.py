@@ -16,7 +16,6 @@ gradient_accumulation_steps = 8  # 8 * 8 sequences * 1,024 tokens = 65,536 token
 max_iters = 10000  # the predecessor took 20,000
 optimizer = 'muon'
 learning_rate = 4e-3
-embedding_lr = 3.0
 min_lr = 0.0
 decay = 'linear'
 warmup_iters = 100

@@ -15,7 +15,6 @@ gradient_accumulation_steps = 4  # 4 * 16 sequences * 512 tokens = 32,768 tokens
 max_iters = 10000  # the predecessor took 20,000
 optimizer = 'muon'
 learning_rate = 4e-3
-embedding_lr = 3.0
 min_lr = 0.0
 decay = 'linear'
 warmup_iters = 100

@@ -354,6 +354,13 @@ def test_two_processes_take_the_same_steps_as_one(train, tmp_path, data_dir):
         assert rows(tmp_path / 'out-b', key) == pytest.approx(rows(tmp_path / 'out-tiny', key), abs=1e-4)
 
 
+def test_resuming_with_other_steps_is_told(train):
+    """It went on in silence, with other data and another loss than the run it had been."""
+    assert train('--max_iters=2').code == 0
+    assert 'A step was 4 sequences so far, and is 8' in train('--init_from=resume', '--max_iters=4', '--batch_size=8').out
+    assert 'A step was' not in train('--init_from=resume', '--max_iters=6', '--batch_size=2', '--gradient_accumulation_steps=4').out
+
+
 # --- AdamW8 -----------------------------------------------------------------------------------------------------------
 
 def test_adamw8_takes_adamws_steps_but_for_its_rounding():
