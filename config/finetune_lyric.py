@@ -16,5 +16,5 @@ warmup_iters = 0
 beta2 = 0.95
 eval_interval = 40
 log_interval = 1
-optimizer = 'adamw8'  # 7 bytes a weight for weights, gradients and states: 10.9 GB; AdamW takes 16
+optimizer = 'adamw8'  # 7 bytes a weight for weights, gradients and states: 10.6 GB; AdamW takes 16, 24.2 GB
 gradient_checkpointing = True
