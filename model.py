@@ -135,7 +135,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, targets, mean, differentiate):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        ctx.count, x, w = (targets != -100).sum(), x.to(dtype), weight.to(dtype)
+        count, x, w = (targets != -100).sum(), x.to(dtype), weight.to(dtype)
         losses = torch.empty(len(x), device=x.device)
         grad_x, grad_w = (torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)) if differentiate else (None, None)
         rows = max(512, (1 << (22 if kind == 'cpu' else 26)) // len(w))  # that fit a CPU's cache, and fill a GPU
@@ -152,13 +152,13 @@ class LinearCrossEntropy(torch.autograd.Function):
                 slope = p.to(dtype)
                 grad_x[i:i + rows] = slope @ w * counts[:, None]
                 grad_w += slope.T @ (part * counts[:, None])
-        ctx.save_for_backward(grad_x, grad_w)
-        return losses.sum() / ctx.count if mean else losses
+        ctx.save_for_backward(grad_x, grad_w, count)
+        return losses.sum() / count if mean else losses
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x, grad_w = ctx.saved_tensors
-        return grad_x * (grad / ctx.count), grad_w * (grad / ctx.count), None, None, None
+        grad_x, grad_w, count = ctx.saved_tensors
+        return grad_x * (grad / count), grad_w * (grad / count), None, None, None
 
 
 class Int8Linear(nn.Module):
