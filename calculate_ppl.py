@@ -13,6 +13,7 @@ import glob
 import json as jsonlib
 import os
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 # before torch: on a busy machine, threads that spin while they wait make small operations 40 times slower
 os.environ.setdefault('GOMP_SPINCOUNT', '2000')
@@ -46,6 +47,8 @@ dtype = 'auto'  # of matrix products: auto, float32, bfloat16, float16
 settings = configure(globals())
 at_least(1, settings, 'batch_size', 'bootstrap', 'max_new_tokens')
 at_least(0, settings, 'samples', 'temperature')
+if samples and not find_spec('pypinyin'):
+    raise SystemExit('--samples looks for rhymes by pypinyin, which is not installed: pip install pypinyin')
 
 
 def measure(name, songs):

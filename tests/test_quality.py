@@ -62,6 +62,11 @@ def test_perplexity_shows_how_completions_read_and_warns_of_a_model_that_recites
     fails(*args, says='lyric_train.txt cannot be read')
 
 
+def test_samples_without_pypinyin_end_in_one_line(fails, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    fails('calculate_ppl.py', '--samples=3', says='pip install pypinyin')
+
+
 def in_dev(script, *args):
     """A script run as a user runs it, in a process of its own."""
     return subprocess.run([sys.executable, os.path.join(ROOT, script), *args], capture_output=True, text=True)
