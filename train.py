@@ -142,7 +142,8 @@ model.gradient_checkpointing = gradient_checkpointing
 number = machine.pick_dtype(dtype if dtype != 'auto' or optimizer != 'adamw8' else 'bfloat16', device)
 if optimizer == 'adamw8':  # no float32 weights anywhere, so nothing to cast
     if fsdp or number != torch.bfloat16:
-        raise SystemExit(f'--optimizer=adamw8 goes with --dtype=bfloat16 and without --fsdp; here dtype is {dtype}, fsdp {fsdp}.')
+        raise SystemExit(f'--optimizer=adamw8 goes with --dtype=bfloat16 and without --fsdp; here dtype is {dtype}, fsdp {fsdp}. '
+                         'There is --optimizer=adamw.')
     model = model.to(torch.bfloat16)
 model = distributed.place(model, device, fsdp)
 optimizers = optim.optimizers_for(model, optimizer, learning_rate, weight_decay, (beta1, beta2))
@@ -152,6 +153,8 @@ autocast = nullcontext() if number == torch.float32 or optimizer == 'adamw8' els
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
 step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one
 if state:
+    if state.get('optimizer', optimizer) != optimizer:
+        raise SystemExit(f'--optimizer={optimizer}: the run of {out_dir} has used {state["optimizer"]}, whose state another cannot take over.')
     for o, saved in zip(optimizers, state['optimizers'], strict=True):
         o.load_state_dict(distributed.parted(saved, o))
     scaler.load_state_dict(state['scaler'])
@@ -182,7 +185,7 @@ def save(best=False):
     if master:
         checkpoint.save_state(out_dir, {'model': weights, 'optimizers': adapted, 'scaler': scaler.state_dict(), 'made_of': made_of,
                                         'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse,
-                                        'sequences': gradient_accumulation_steps * batch_size})
+                                        'optimizer': optimizer, 'sequences': gradient_accumulation_steps * batch_size})
 
 
 def say(text):

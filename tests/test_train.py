@@ -361,6 +361,14 @@ def test_resuming_with_other_steps_is_told(train):
     assert 'A step was' not in train('--init_from=resume', '--max_iters=6', '--batch_size=2', '--gradient_accumulation_steps=4').out
 
 
+@pytest.mark.parametrize('before, after', [('adamw', 'muon'), ('muon', 'adamw8'), ('adamw8', 'adamw')])
+def test_resuming_with_another_optimizer_ends_in_one_line(train, before, after):
+    """It ended in a KeyError, somewhere in torch."""
+    assert train('--max_iters=2', f'--optimizer={before}', '--dtype=auto').code == 0
+    result = train('--init_from=resume', '--max_iters=4', f'--optimizer={after}', '--dtype=auto')
+    assert result.code == 1 and f'has used {before}' in result.message and '\n' not in result.message
+
+
 # --- AdamW8 -----------------------------------------------------------------------------------------------------------
 
 def test_adamw8_takes_adamws_steps_but_for_its_rounding():
