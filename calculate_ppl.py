@@ -84,7 +84,7 @@ def measure(name, songs):
 
 def completions(name, starts):
     """How the model in folder `name` goes on from each first line, as texts."""
-    model, tokenizer = checkpoint.load_model(name, place, machine.pick_dtype(dtype, place))
+    model, tokenizer = checkpoint.load_model(name, place, machine.pick_dtype(dtype, place), generating=True)
     dice, texts = torch.Generator(place).manual_seed(seed), []
     for i in tqdm(range(0, len(starts), 16), desc=name, unit='batch', leave=False):
         ids = [[tokenizer.bos_id, *tokenizer.encode(line + '\n')] for line in starts[i:i + 16]]

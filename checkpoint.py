@@ -20,7 +20,7 @@ import files
 import nanogpt
 import tokenizer as tokenizers
 import vocabulary
-from model import GPT, GPTConfig, to_int8
+from model import GPT, GPTConfig, for_generating
 
 # transformers keeps the weights of these four layers transposed (Conv1D instead of Linear)
 TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
@@ -122,11 +122,11 @@ def _load_pt(path):
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
-def load_model(name, device='cpu', dtype=torch.float32, **overrides):
+def load_model(name, device='cpu', dtype=torch.float32, generating=False, **overrides):
     """
     (GPT in eval mode, Tokenizer) of a model folder or a hub id. `overrides` replace fields of GPTConfig: dropout,
-    attn_dropout, or a smaller block_size; dtype torch.int8 gives what model.to_int8 does, for generating alone. SystemExit
-    with one line on anything that is missing, damaged or no GPT-2.
+    attn_dropout, or a smaller block_size. With `generating` the model is prepared for that alone (model.for_generating), and
+    dtype may be torch.int8. SystemExit with one line on anything that is missing, damaged or no GPT-2.
     """
     folder = folder_of(name)
     path, old = os.path.join(folder, 'config.json'), os.path.join(folder, 'ckpt.pt')
@@ -151,7 +151,8 @@ def load_model(name, device='cpu', dtype=torch.float32, **overrides):
         first = (str(error).splitlines() or [''])[0]
         raise SystemExit(f'{folder} is damaged, or no GPT-2: {type(error).__name__}: {first}') from error
     tokenizer.banned_ids += range(tokenizer.vocab_size, config.vocab_size)  # padding rows stand for nothing
-    return (to_int8(model) if dtype == torch.int8 else model.to(device, dtype)).eval(), tokenizer
+    model = model.to(device)
+    return (for_generating(model, dtype) if generating else model.to(dtype)).eval(), tokenizer
 
 
 def gpt_config(c, path):

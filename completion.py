@@ -72,7 +72,7 @@ if not out_dir:
     out_dir = newest_model()
     print(f'model: {out_dir}', file=sys.stderr)
 device = machine.pick_device(device)
-model, tokenizer = checkpoint.load_model(out_dir, device, machine.pick_dtype(dtype, device, int8=True))
+model, tokenizer = checkpoint.load_model(out_dir, device, machine.pick_dtype(dtype, device, int8=True), generating=True)
 unknown = sorted({piece for p in prompts for piece in tokenizer.unknown(p)})
 if unknown:
     print(f'unknown to this model, read as a blank: {" ".join(unknown)}', file=sys.stderr)

@@ -70,7 +70,7 @@ def _write(folder, tokenizer, splits):
                 count['songs'] += len(texts)
                 count['tokens'] += len(ids)
                 count['characters'] += sum(map(len, texts))
-                count['unknown'] += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
+                count['unknown'] += int(np.count_nonzero(ids == tokenizer.unk_id)) if tokenizer.unk_id is not None else 0
         meta[name] = {**count, 'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
         print(f'{path}: {count["songs"]:,} songs, {count["characters"]:,} characters, {count["tokens"]:,} tokens'
               + (f', {count["unknown"]:,} of them unknown' if count['unknown'] else ''))

@@ -69,14 +69,14 @@ def next_tokens(logits, seen, generator, temperature=1.0, top_k=0, top_p=1.0, re
             row[ids] = torch.where(row[ids] > 0, row[ids] / repetition_penalty, row[ids] * repetition_penalty)
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.size(-1):
-        logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
-    if top_p < 1:
-        values, order = logits.sort(descending=True)
-        before = values.softmax(-1).cumsum(-1) - values.softmax(-1)  # probability of all that are likelier
-        logits = logits.masked_fill(torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    logits, ids = logits / temperature, None
+    best = min(top_k or logits.size(-1), logits.size(-1))
+    if best < logits.size(-1) or top_p < 1:
+        logits, ids = logits.topk(best)  # the likeliest first
+        p = logits.softmax(-1)
+        logits = logits.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)  # all likelier ones reach top_p already
+    drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
 
 
 @torch.no_grad()

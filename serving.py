@@ -128,7 +128,7 @@ class Shelf:
             while self.loaded and file.st_size + sum(size for _, size, _ in self.loaded.values()) > self.limit:
                 self.loaded.popitem(last=False)
             try:
-                pair = checkpoint.load_model(folder, self.device, self.dtype)
+                pair = checkpoint.load_model(folder, self.device, self.dtype, generating=True)
             except SystemExit as error:
                 print(error, file=sys.stderr)  # it names folders: for the owner, not for askers
                 raise Refusal('这个模型打不开。', 'This model cannot be opened.') from error

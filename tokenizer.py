@@ -62,7 +62,7 @@ class Tokenizer:
         if self.table is None:
             return np.array(self.hf.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
         codes = np.frombuffer(text.encode('utf-32-le'), dtype=np.uint32)
-        ids = self.table[codes]
+        ids = self.table.take(codes)
         if self.kind == 'characters':
             return ids
         if (ids == UNSEEN).any():
@@ -86,12 +86,10 @@ class Tokenizer:
 
     def encode_songs(self, songs):
         """One uint32 array for each song: [bos, where it differs from end of text,] its tokens, end of text."""
-        if self.kind == 'characters':  # all at once: end of text goes behind each song
+        if self.kind == 'characters':  # all at once: each song's end of text takes the place of a line break
             ends = np.cumsum([len(song) + 1 for song in songs], dtype=np.int64)
-            ids = np.full(ends[-1] if songs else 0, self.eot_id, dtype=np.uint32)
-            inside = np.ones(len(ids), dtype=bool)
-            inside[ends - 1] = False
-            ids[inside] = self.encode_array(''.join(songs))
+            ids = self.encode_array(NEWLINE.join([*songs, '']))
+            ids[ends - 1] = self.eot_id
             return [ids[begin:end] for begin, end in zip([0, *ends[:-1]], ends)]
         front = [] if self.bos_id == self.eot_id else [self.bos_id]
         if self.table is not None:

@@ -143,9 +143,11 @@ def generating(size, ours, prompts, tokens, int8=False):
     """Generated tokens/s for so many prompts of ten tokens, the model loaded; ours with int8 weights, if so."""
     import inference
     import torch
-    from model import to_int8
+    from model import for_generating
     model = character_model(size, 1024).to(number_type(size, ours)).eval()
-    model = to_int8(model) if ours and int8 else model
+    read = (model.count_parameters() - model.transformer.wpe.weight.numel()) * (1 if ours and int8 else model.lm_head.weight.element_size())
+    if ours:
+        model = for_generating(model, torch.int8 if int8 else number_type(size, ours))
     text = torch.randint(size.vocabulary, (prompts, 10), generator=torch.Generator().manual_seed(2)).tolist()
 
     @torch.no_grad()
@@ -161,9 +163,7 @@ def generating(size, ours, prompts, tokens, int8=False):
         inference.generate(model, text, tokens, generator=torch.Generator(size.device).manual_seed(1), temperature=0.8, top_k=200)
     seconds = timed(size, together if ours else one_by_one, 0.75)
     steps = tokens * (1 if ours else prompts)  # each reads all weights once
-    return {'rate': prompts * tokens / seconds, 'unit': 'tokens/s',
-            'bytes': steps / seconds * sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()]
-                                      if p is not model.transformer.wte.weight or p is model.lm_head.weight)}
+    return {'rate': prompts * tokens / seconds, 'unit': 'tokens/s', 'bytes': steps / seconds * read}
 
 
 def first_text(size, ours):

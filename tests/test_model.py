@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import checkpoint
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, short_attention, to_int8
+from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, for_generating, one_query, packable, short_attention
 
 
 def ids(*shape, vocab=50, seed=1):
@@ -229,14 +229,24 @@ def test_short_attention_is_attention():
         assert torch.allclose(a, b, atol=1e-4)
 
 
+def test_attention_of_one_token_is_what_torchs_own_kernel_says():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8) for n in (1, 20, 20))
+    mask = torch.rand(2, 1, 1, 20) < 0.7
+    for looks_at in (None, mask):
+        assert torch.allclose(one_query(q, k, v, looks_at), F.scaled_dot_product_attention(q, k, v, attn_mask=looks_at), atol=1e-6)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('bias', [True, False])
-def test_weights_of_8_bits_give_nearly_the_same_logits_with_a_cache_and_without(tiny, bias):
+@pytest.mark.parametrize('dtype, lost', [(torch.float32, 1e-9), (torch.bfloat16, 0.004), (torch.int8, 0.01)])
+def test_a_model_for_generating_gives_nearly_the_same_logits_with_a_cache_and_without(tiny, bias, dtype, lost):
     model, x = tiny(n_embd=64, n_head=4, bias=bias), ids(2, 16)
     right = model(x).log_softmax(-1)
-    small = to_int8(tiny(n_embd=64, n_head=4, bias=bias))
-    assert small.lm_head.weight.dtype == torch.int8 and small.transformer.wte.weight.dtype == torch.bfloat16
-    cache = KVCache(small.config, no_pads(2), 16, 'cpu', torch.bfloat16)
-    stepwise = torch.cat([small(piece, cache=cache) for piece in x.split(1, dim=1)], dim=1)
-    for got in (small(x), stepwise):  # 32 rows at once, and two
-        assert (right.exp() * (right - got.float().log_softmax(-1))).sum(-1).mean() < 0.01, 'nats lost'
+    fast = for_generating(tiny(n_embd=64, n_head=4, bias=bias), dtype)
+    kinds = {type(m).__name__ for m in fast.modules() if 'Linear' in type(m).__name__}
+    assert kinds == {'Int8Linear' if dtype == torch.int8 else 'PackedLinear' if packable(dtype) else 'Linear'}
+    cache = KVCache(fast.config, no_pads(2), 16, 'cpu', fast.transformer.wte.weight.dtype)
+    stepwise = torch.cat([fast(piece, cache=cache) for piece in x.split(1, dim=1)], dim=1)
+    for got in (fast(x), stepwise):  # 32 rows at once, and two
+        assert (right.exp() * (right - got.float().log_softmax(-1))).sum(-1).mean() < lost, 'nats lost'

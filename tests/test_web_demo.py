@@ -422,7 +422,7 @@ def test_the_shelf_keeps_what_fits_loads_once_and_follows_a_retrained_model(tmp_
         make_model(tmp_path / name, seed)
     size = os.path.getsize(tmp_path / 'a' / 'model.safetensors')
     loads, load = [], checkpoint.load_model
-    monkeypatch.setattr(checkpoint, 'load_model', lambda folder, *rest: loads.append(folder[-1]) or load(folder, *rest))
+    monkeypatch.setattr(checkpoint, 'load_model', lambda folder, *rest, **more: loads.append(folder[-1]) or load(folder, *rest, **more))
     shelf = serving.Shelf(str(tmp_path), limit=2.5 * size)
     threads = [threading.Thread(target=shelf.get, args=('a',)) for _ in range(8)]
     for t in threads:
