@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import checkpoint
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, for_generating, one_query, packable, short_attention
+from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, for_generating, one_query, packable, plain_attention
 
 
 def ids(*shape, vocab=50, seed=1):
@@ -221,11 +221,11 @@ def test_a_loss_beyond_what_a_softmax_can_hold_is_told_as_it_is():
     assert LinearCrossEntropy.apply(x, weight, torch.tensor([1]), True, False).item() == 200
 
 
-def test_short_attention_is_attention():
+def test_attention_in_pieces_is_attention():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 20, 8, requires_grad=True) for _ in range(3))
     right = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum(), (q, k, v))
-    for a, b in zip(torch.autograd.grad(short_attention(q, k, v).square().sum(), (q, k, v)), right):
+    for a, b in zip(torch.autograd.grad(plain_attention(q, k, v, size=8).square().sum(), (q, k, v)), right):
         assert torch.allclose(a, b, atol=1e-4)
 
 
