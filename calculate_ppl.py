@@ -47,6 +47,8 @@ dtype = 'auto'  # of matrix products: auto, float32, bfloat16, float16
 settings = configure(globals())
 at_least(1, settings, 'batch_size', 'bootstrap', 'max_new_tokens')
 at_least(0, settings, 'samples', 'temperature')
+if not 0 < top_p <= 1:
+    raise SystemExit(f'--top_p={top_p}: must be above 0 and at most 1.')
 if samples and not find_spec('pypinyin'):
     raise SystemExit('--samples looks for rhymes by pypinyin, which is not installed: pip install pypinyin')
 
@@ -94,15 +96,8 @@ def completions(name, starts):
     return texts
 
 
-def show_lyrics(songs):
-    """Print the table of how completions read, and real songs beside them; returns its rows."""
-    source_path = os.path.join(dataset.folder_of('lyric', data_dir), 'lyric_train.txt')
-    try:
-        with open(source_path, encoding='utf-8') as f:
-            source = f.read()
-    except OSError as error:
-        raise SystemExit(f'--samples looks for copies in the training text, but {error.filename} cannot be read.') from error
-    chosen = [song for song in songs if '\n' in song][:samples]
+def show_lyrics(songs, chosen, source):
+    """Print the table of how completions of the chosen songs' first lines read, and those songs beside them; returns its rows."""
     starts, rests = zip(*(song.split('\n', 1) for song in chosen))
     rows = [{'lyrics': 'the real songs', **quality.figures([rest[:max_new_tokens] for rest in rests], songs, source)}]
     rows += [{'lyrics': name, **quality.figures(completions(name, starts), songs, source)} for name in names]
@@ -147,12 +142,20 @@ except (OSError, ValueError) as error:
     raise SystemExit(f'The test text {path} cannot be read ({error}). Prepare a dataset, or name one with --text=.') from error
 if not songs:
     raise SystemExit(f'The test text {path} is empty.')
+chosen = [song for song in songs if '\n' in song][:samples]
+if samples and not chosen:
+    raise SystemExit(f'--samples completes first lines, but no song of {path} has a second one.')
+source_path = os.path.join(dataset.folder_of('lyric', data_dir), 'lyric_train.txt')
+try:
+    source = open(source_path, encoding='utf-8').read() if samples else ''
+except OSError as error:
+    raise SystemExit(f'--samples looks for copies in the training text, but {error.filename} cannot be read.') from error
 place = machine.pick_device(device)
 machine.keep_freed_memory()
 rows = [measure(name, songs) for name in names]
 print(f'{path}: {len(songs):,} songs, {sum(len(s) + 1 for s in songs):,} characters')
 show(rows)
-lyrics = show_lyrics(songs) if samples else []
+lyrics = show_lyrics(songs, chosen, source) if samples else []
 if json:
     with files.atomic(json) as f:
         jsonlib.dump({'text': path, 'songs': len(songs), 'models': rows, 'lyrics': lyrics}, f, indent=1, default=float)

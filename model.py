@@ -110,10 +110,10 @@ def plain_attention(q, k, v, size=256):
 def one_query(q, k, v, mask):
     """Attention of one token to a cache: q (B, n_head, 1, head_size), k and v (B, n_head, S, head_size), mask None or
     (B, 1, 1, S). On a CPU without matrix products, in half the time of torch's fused kernel."""
-    scores = (k * q).sum(-1) * q.size(-1) ** -0.5  # (B, n_head, S)
+    scores = (k * q).sum(-1, dtype=torch.float32) * q.size(-1) ** -0.5  # (B, n_head, S)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, 0], -torch.inf)
-    return (scores.softmax(-1)[..., None] * v).sum(2, keepdim=True)
+    return (scores.softmax(-1).to(v.dtype)[..., None] * v).sum(2, keepdim=True)
 
 
 class MLP(nn.Module):
@@ -143,7 +143,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     Cross entropy, in nats, of targets (N,) under the logits x @ weight.T: x (N, C), weight (V, C). The mean, a scalar;
     or, with mean=False and then without gradients, each token's (N,). Targets of -100 do not count.
 
-    The logits are by far the largest tensor of training. Here they never stand in memory whole: some rows at a time give
+    The logits are by far the largest tensor of training. Here at most 4 million of them (on a GPU 64) stand in memory: some rows give
     their losses and, at once, their part of the gradients. After Liger Kernel, arXiv 2410.10989.
     """
 
@@ -193,8 +193,9 @@ class PackedLinear(nn.Module):
 
 def packable(dtype):
     """Whether PackedLinear works here with weights of this torch.dtype."""
-    able = {torch.float32: lambda: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported}
-    return torch.backends.mkldnn.is_available() and dtype in able and able[dtype]()
+    if not torch.backends.mkldnn.is_available():  # torch on a Mac: the operations below do not exist
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Int8Linear(nn.Module):
@@ -205,13 +206,14 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        scale = linear.weight.detach().float().abs().amax(1).clamp(min=1e-12) / 127  # (out,)
-        self.register_buffer('weight', (linear.weight.detach() / scale[:, None]).round().to(torch.int8))
-        self.register_buffer('scale', scale.bfloat16())
+        weight = linear.weight.detach().float()
+        scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()  # (out,)
+        self.register_buffer('weight', (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer('scale', scale)
         self.bias = linear.bias
 
     def forward(self, x):
-        if x.numel() > 16 * x.size(-1):  # a whole prompt: the arithmetic costs more than the reading
+        if x.numel() > 16 * x.size(-1) or x.size(-1) % 16:  # a whole prompt; or a width that torch's kernel would read beyond
             return F.linear(x, self.weight.to(x.dtype) * self.scale[:, None], self.bias)
         y = torch._weight_int8pack_mm(x.reshape(-1, x.size(-1)), self.weight, self.scale).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
@@ -220,7 +222,7 @@ class Int8Linear(nn.Module):
 def for_generating(model, dtype):
     """
     The model in this torch.dtype, without gradients, its Linear layers on a CPU replaced by ones that are faster with the few rows
-    of generation: PackedLinear, or for torch.int8 Int8Linear with all else in bfloat16.
+    of generation: PackedLinear, or for torch.int8 Int8Linear with all else in bfloat16. Such a model gives logits, no losses.
     """
     model = model.to(torch.bfloat16 if dtype == torch.int8 else dtype).requires_grad_(False)
     if model.lm_head.weight.device.type == 'cpu' and (dtype == torch.int8 or packable(dtype)):

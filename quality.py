@@ -36,7 +36,7 @@ def rhyme_rate(ends):
     sung twice does not rhyme with itself.) `ends` comes from endings.
 
     >>> rhyme_rate([{('光', '江阳')}, {('灯', '中东')}, {('长', '江阳')}, {('长', '江阳')}])
-    0.75
+    0.5
     """
     near = [ends[max(0, i - 2):i] + ends[i + 1:i + 3] for i in range(len(ends))]
     return sum(any(a != b and a[1] == b[1] for other in near[i] for a in end for b in other)

@@ -144,6 +144,8 @@ if optimizer == 'adamw8':  # no float32 weights anywhere, so nothing to cast
     if fsdp or number != torch.bfloat16:
         raise SystemExit(f'--optimizer=adamw8 goes with --dtype=bfloat16 and without --fsdp; here dtype is {dtype}, fsdp {fsdp}. '
                          'There is --optimizer=adamw.')
+    if not beta1 ** 2 < beta2 < 1:
+        raise SystemExit(f'--beta1={beta1} --beta2={beta2}: adamw8 needs beta1 * beta1 < beta2 < 1.')
     model = model.to(torch.bfloat16)
 model = distributed.place(model, device, fsdp)
 optimizers = optim.optimizers_for(model, optimizer, learning_rate, weight_decay, (beta1, beta2))
@@ -152,6 +154,7 @@ if fsdp and number == torch.float16:
 autocast = nullcontext() if number == torch.float32 or optimizer == 'adamw8' else torch.autocast(device.split(':')[0], dtype=number)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=number == torch.float16)
 step, best_val_loss, worse = 0, math.inf, 0  # worse: evaluations since the best one
+batches = [gradient_accumulation_steps * batch_size, order]
 if state:
     if state.get('optimizer', optimizer) != optimizer:
         raise SystemExit(f'--optimizer={optimizer}: the run of {out_dir} has used {state["optimizer"]}, whose state another cannot take over.')
@@ -159,8 +162,9 @@ if state:
         o.load_state_dict(distributed.parted(saved, o))
     scaler.load_state_dict(state['scaler'])
     step, best_val_loss, worse = state['step'], state['best_val_loss'], state['worse']
-    if (before := state.get('sequences')) not in (None, gradient_accumulation_steps * batch_size) and master:
-        print(f'A step was {before} sequences so far, and is {gradient_accumulation_steps * batch_size} from here on: not the run it was.')
+    before, now = state.get('batches', batches), batches
+    if before != now and master:
+        print('A step was {} sequences ({}) so far, and is {} ({}) from here on: not the run it was.'.format(*before, *now))
     del state, saved
 forward = distributed.join(torch.compile(model) if compile else model, device, fsdp)
 
@@ -185,7 +189,7 @@ def save(best=False):
     if master:
         checkpoint.save_state(out_dir, {'model': weights, 'optimizers': adapted, 'scaler': scaler.state_dict(), 'made_of': made_of,
                                         'config': vars(model.config), 'step': step, 'best_val_loss': best_val_loss, 'worse': worse,
-                                        'optimizer': optimizer, 'sequences': gradient_accumulation_steps * batch_size})
+                                        'optimizer': optimizer, 'batches': batches})
 
 
 def say(text):

@@ -50,6 +50,8 @@ def settings_of(recipe):
     name, *changes = recipe.split()
     if name not in RECIPES:
         raise SystemExit(f'--recipes={recipe}: must begin with {" or ".join(RECIPES)}.')
+    if sizes := [change for change in changes if change.split('=')[0] in ('n_layer', 'n_head', 'n_embd', 'block_size')]:
+        raise SystemExit(f'--recipes={recipe}: {sizes[0]} is the same for all recipes: --{sizes[0]}')
     return {**{key: str(value) for key, value in RECIPES[name].items()}, **dict(change.split('=', 1) for change in changes)}
 
 

@@ -2,7 +2,7 @@
 Draws docs/recipes.png from dev/results.jsonl: validation loss against tokens and against time, a colour for each recipe, a thin
 line for each seed, a thick one for their mean; and prints the table of final losses with standard errors.
 
-    python dev/plot.py --corpus=songci
+    python dev/plot.py --corpus=songci --tokens=1_024_000
 """
 import collections
 import json
@@ -17,7 +17,7 @@ from configurator import configure
 
 corpus = 'songci'  # whose runs to draw
 recipes = 'nanogpt,ours'  # which, separated by commas
-tokens = 1_024_000  # the budget of the runs to draw
+tokens = 2_048_000  # the budget of the runs to draw
 results = os.path.join(HERE, 'results.jsonl')  # what arena.py wrote
 picture = os.path.join(HERE, '..', 'docs', 'recipes.png')  # where to draw; '' = nowhere
 configure(globals())

@@ -238,15 +238,22 @@ def test_attention_of_one_token_is_what_torchs_own_kernel_says():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('width, bias', [(64, True), (64, False), (36, False)])  # the int8 kernel reads 16 weights at a time
 @pytest.mark.parametrize('dtype, lost', [(torch.float32, 1e-9), (torch.bfloat16, 0.004), (torch.int8, 0.01)])
-def test_a_model_for_generating_gives_nearly_the_same_logits_with_a_cache_and_without(tiny, bias, dtype, lost):
-    model, x = tiny(n_embd=64, n_head=4, bias=bias), ids(2, 16)
+def test_a_model_for_generating_gives_nearly_the_same_logits_with_a_cache_and_without(tiny, width, bias, dtype, lost):
+    model, x = tiny(n_embd=width, n_head=4, bias=bias), ids(2, 16)
     right = model(x).log_softmax(-1)
-    fast = for_generating(tiny(n_embd=64, n_head=4, bias=bias), dtype)
+    fast = for_generating(tiny(n_embd=width, n_head=4, bias=bias), dtype)
     kinds = {type(m).__name__ for m in fast.modules() if 'Linear' in type(m).__name__}
     assert kinds == {'Int8Linear' if dtype == torch.int8 else 'PackedLinear' if packable(dtype) else 'Linear'}
     cache = KVCache(fast.config, no_pads(2), 16, 'cpu', fast.transformer.wte.weight.dtype)
     stepwise = torch.cat([fast(piece, cache=cache) for piece in x.split(1, dim=1)], dim=1)
     for got in (fast(x), stepwise):  # 32 rows at once, and two
         assert (right.exp() * (right - got.float().log_softmax(-1))).sum(-1).mean() < lost, 'nats lost'
+
+
+def test_where_torch_comes_without_onednn_generating_takes_the_plain_layers(tiny, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.ops, 'mkldnn', None)  # its operations are not there either
+    for dtype in (torch.float32, torch.bfloat16):
+        assert isinstance(for_generating(tiny(), dtype).lm_head, torch.nn.Linear)

@@ -1,4 +1,5 @@
 """Figures of how lyrics read, and the scripts that measure recipes, copies and speed."""
+import doctest
 import json
 import os
 import random
@@ -60,6 +61,9 @@ def test_perplexity_shows_how_completions_read_and_warns_of_a_model_that_recites
     assert 'the real songs' in result.out and f'{model["distinct_2"]:.3f}' in result.out
     (folder / 'lyric' / 'lyric_train.txt').unlink()
     fails(*args, says='lyric_train.txt cannot be read')
+    (tmp_path / 'songs.txt').write_text('一首只有一行的歌\n\n又一首\n', encoding='utf-8')
+    fails(*args, says='no song of songs.txt has a second one')
+    fails(*args, '--top_p=0', says='--top_p=0')
 
 
 def test_samples_without_pypinyin_end_in_one_line(fails, monkeypatch):
@@ -97,6 +101,12 @@ def test_the_benchmark_measures_both_ways_and_writes_json(tmp_path):
         assert any(line.startswith(name + ' ') and 'x (' in line for line in done.stdout.splitlines()), done.stdout
     wrong = in_dev('bench.py', '--only=fine-tune')
     assert wrong.returncode and '--only=fine-tune: on cpu there are train-1024' in wrong.stderr
+
+
+@pytest.mark.parametrize('module', ['corpus', 'inference', 'optim', 'quality'])
+def test_the_examples_in_docstrings_are_true(module):
+    failed, tried = doctest.testmod(__import__(module))
+    assert tried and not failed
 
 
 @pytest.mark.parametrize('seed', range(3))

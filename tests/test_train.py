@@ -357,7 +357,7 @@ def test_two_processes_take_the_same_steps_as_one(train, tmp_path, data_dir):
 def test_resuming_with_other_steps_is_told(train):
     """It went on in silence, with other data and another loss than the run it had been."""
     assert train('--max_iters=2').code == 0
-    assert 'A step was 4 sequences so far, and is 8' in train('--init_from=resume', '--max_iters=4', '--batch_size=8').out
+    assert 'A step was 4 sequences (epochs) so far, and is 8 (epochs)' in train('--init_from=resume', '--max_iters=4', '--batch_size=8').out
     assert 'A step was' not in train('--init_from=resume', '--max_iters=6', '--batch_size=2', '--gradient_accumulation_steps=4').out
 
 
@@ -423,3 +423,6 @@ def test_adamw8_refuses_what_it_cannot_do(train):
     for flags in (('--dtype=float32',), ('--dtype=bfloat16', '--fsdp')):
         result = train('--optimizer=adamw8', *flags)
         assert result.code == 1 and 'adamw8 goes with' in result.message
+    for beta1, beta2 in ((0.95, 0.9), (0.9, 1.0), (0.9, 0.0)):
+        result = train('--optimizer=adamw8', '--dtype=bfloat16', f'--beta1={beta1}', f'--beta2={beta2}')
+        assert result.code == 1 and 'adamw8 needs' in result.message
