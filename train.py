@@ -63,7 +63,6 @@ min_lr = 1e-4  # the last
 decay = 'cosine'  # from the one to the other: cosine, linear, or none
 warmup_iters = 100  # steps of linear warm-up before; 0 = off
 lr_decay_iters = 0  # step at which min_lr is reached; 0 = max_iters
-freeze_body_iters = 0  # first steps in which only the embeddings train; 0 = off
 weight_decay = 0.1  # of matrices and embeddings
 beta1 = 0.9  # AdamW
 beta2 = 0.99  # AdamW
@@ -254,7 +253,7 @@ model.train()
 while step < max_iters:
     lr = optim.learning_rate_at(step, learning_rate, min_lr, warmup_iters, lr_decay_iters or max_iters, decay)
     for group in (g for o in optimizers for g in o.param_groups):
-        group['lr'] = (0.0 if step < freeze_body_iters else lr) if group['body'] else embedding_lr * lr
+        group['lr'] = lr if group['body'] else embedding_lr * lr
     torch.manual_seed(seed + 1_000_003 * step + 7919 * rank)  # dropout, too, is a function of (seed, step)
     first = step * gradient_accumulation_steps * batch_size + rank * micro_batch  # this process's share of the step
     loss_sum = 0.0
