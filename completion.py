@@ -31,7 +31,7 @@ repetition_penalty = 1.0  # above 1 makes tokens that stand already less likely;
 seed = 1337  # the same seed gives the same text
 stream = False  # print as it comes, for a single prompt
 device = 'auto'  # auto, cpu, cuda, mps
-dtype = 'auto'  # auto, float32, bfloat16, float16; int8: weights of 8 bits, on a CPU the fastest
+dtype = 'auto'  # auto, float32, bfloat16, float16; int8: weights of 8 bits, on a CPU the fastest for one song at a time
 configure(globals())
 
 

@@ -23,7 +23,7 @@ cache_gb = 4.0  # gigabytes of weights kept loaded; the model least recently use
 visitors = 10  # generations side by side; the next ones wait in line
 queue_size = 40  # places in that line; who comes later is told so
 device = 'auto'  # auto, cpu, cuda, mps
-dtype = 'auto'  # auto, float32, bfloat16, float16; int8: weights of 8 bits, on a CPU the fastest
+dtype = 'auto'  # auto, float32, bfloat16, float16; int8: weights of 8 bits, on a CPU the fastest for one song at a time
 configurator.configure(globals())
 login = os.environ.get(auth, '') if auth else ''
 if auth and not (login.partition(':')[0] and login.partition(':')[2]):
