@@ -20,7 +20,8 @@ import files
 import nanogpt
 import tokenizer as tokenizers
 import vocabulary
-from model import GPT, GPTConfig, for_generating
+from kernels import for_generating
+from model import GPT, GPTConfig
 
 # transformers keeps the weights of these four layers transposed (Conv1D instead of Linear)
 TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')
@@ -125,7 +126,7 @@ def _load_pt(path):
 def load_model(name, device='cpu', dtype=torch.float32, generating=False, **overrides):
     """
     (GPT in eval mode, Tokenizer) of a model folder or a hub id. `overrides` replace fields of GPTConfig: dropout,
-    attn_dropout, or a smaller block_size. With `generating` the model is prepared for that alone (model.for_generating), and
+    attn_dropout, or a smaller block_size. With `generating` the model is prepared for that alone (kernels.for_generating), and
     dtype may be torch.int8. SystemExit with one line on anything that is missing, damaged or no GPT-2.
     """
     folder = folder_of(name)

@@ -144,7 +144,7 @@ def generating(size, ours, prompts, tokens, int8=False):
     """Generated tokens/s for so many prompts of ten tokens, the model loaded; ours with int8 weights, if so."""
     import inference
     import torch
-    from model import for_generating
+    from kernels import for_generating
     model = character_model(size, 1024).to(number_type(size, ours)).eval()
     read = (model.count_parameters() - model.transformer.wpe.weight.numel()) * (1 if ours and int8 else model.lm_head.weight.element_size())
     if ours:

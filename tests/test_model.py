@@ -4,7 +4,8 @@ import torch
 from torch.nn import functional as F
 
 import checkpoint
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, for_generating, one_query, packable, plain_attention
+from kernels import LinearCrossEntropy, for_generating, one_query, packable, plain_attention
+from model import GPT, GPTConfig, KVCache
 
 
 def ids(*shape, vocab=50, seed=1):
