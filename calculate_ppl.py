@@ -146,8 +146,11 @@ chosen = [song for song in songs if '\n' in song][:samples]
 if samples and not chosen:
     raise SystemExit(f'--samples completes first lines, but no song of {path} has a second one.')
 source_path = os.path.join(dataset.folder_of('lyric', data_dir), 'lyric_train.txt')
+source = ''
 try:
-    source = open(source_path, encoding='utf-8').read() if samples else ''
+    if samples:
+        with open(source_path, encoding='utf-8') as f:
+            source = f.read()
 except OSError as error:
     raise SystemExit(f'--samples looks for copies in the training text, but {error.filename} cannot be read.') from error
 place = machine.pick_device(device)
